@@ -1,0 +1,167 @@
+//! Names: of hosts, of policies and rules, of sets and chains.
+
+use std::fmt;
+
+use thiserror::Error;
+
+/// A DNS host name in A-label form: lower case, no final dot, at most 253 octets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DnsName(Box<str>);
+
+/// Why a text is not a host name that can be pinned. The text of each says what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[allow(missing_docs)]
+pub enum NameError {
+    #[error("a host name is empty")]
+    Empty,
+    #[error("a wildcard cannot be resolved ahead of the packet")]
+    Wildcard,
+    #[error("a host name has at most 253 octets, this one has {0}")]
+    TooLong(usize),
+    #[error("a label of a host name has 1 to 63 octets, `{0}` has {n}", n = .0.len())]
+    Label(String),
+    #[error("a label neither starts nor ends with a hyphen: `{0}`")]
+    Hyphen(String),
+    #[error("{0:?} is not allowed in a host name")]
+    Character(char),
+    #[error("an internationalised name is written in its A-label form")]
+    NotAscii {
+        /// The A-label form, when there is one.
+        a_label: Option<String>,
+    },
+    #[error("the last label of a host name is not a number")]
+    NumericTop,
+}
+
+impl DnsName {
+    /// Parses and lower-cases a name. One final dot is accepted and dropped.
+    pub fn parse(text: &str) -> Result<DnsName, NameError> {
+        if !text.is_ascii() {
+            let a_label = idna::domain_to_ascii(text).ok().filter(|ascii| DnsName::parse(ascii).is_ok());
+            return Err(NameError::NotAscii { a_label });
+        }
+        let text = text.strip_suffix('.').unwrap_or(text);
+        if text.is_empty() {
+            return Err(NameError::Empty);
+        }
+        if text.contains('*') {
+            return Err(NameError::Wildcard);
+        }
+        if let Some(bad) = text.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))) {
+            return Err(NameError::Character(bad));
+        }
+        if text.len() > 253 {
+            return Err(NameError::TooLong(text.len()));
+        }
+        for label in text.split('.') {
+            if label.is_empty() || label.len() > 63 {
+                return Err(NameError::Label(label.to_string()));
+            }
+            if label.starts_with('-') || label.ends_with('-') {
+                return Err(NameError::Hyphen(label.to_string()));
+            }
+        }
+        let top = text.rsplit('.').next().unwrap_or(text);
+        if top.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(NameError::NumericTop);
+        }
+        Ok(DnsName(text.to_ascii_lowercase().into()))
+    }
+
+    /// The name, lower case, without a final dot.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DnsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A short name that is safe everywhere a name is printed: 1 to 63 of `a-z 0-9 - . _`, beginning with a letter or digit.
+/// Names policies and rules.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slug(Box<str>);
+
+impl Slug {
+    /// Takes the text when it is a slug.
+    pub fn parse(text: &str) -> Option<Slug> {
+        let first = text.bytes().next()?;
+        let fits = text.len() <= 63
+            && first.is_ascii_alphanumeric()
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte));
+        fits.then(|| Slug(text.into()))
+    }
+
+    /// The nearest slug to any text; `fallback` (itself a slug) when nothing of the text can stay.
+    pub fn nearest(text: &str, fallback: &str) -> Slug {
+        let mut out = String::new();
+        for c in text.chars() {
+            let c = c.to_ascii_lowercase();
+            if c.is_ascii_alphanumeric() || (!out.is_empty() && matches!(c, '-' | '.' | '_')) {
+                out.push(c);
+            } else if !out.is_empty() && !out.ends_with('-') {
+                out.push('-');
+            }
+            if out.len() == 63 {
+                break;
+            }
+        }
+        let trimmed = out.trim_end_matches('-');
+        Slug(if trimmed.is_empty() { fallback.into() } else { trimmed.into() })
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Slug {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_lower_cased_once_and_loses_its_final_dot() {
+        assert_eq!(DnsName::parse("API.OpenAI.com.").unwrap().as_str(), "api.openai.com");
+    }
+
+    #[test]
+    fn what_cannot_be_pinned_is_refused_with_its_reason() {
+        let refused = [
+            ("", NameError::Empty),
+            (".", NameError::Empty),
+            ("*.example.com", NameError::Wildcard),
+            ("a b.com", NameError::Character(' ')),
+            ("a\0b.com", NameError::Character('\0')),
+            ("a/b.com", NameError::Character('/')),
+            ("a..com", NameError::Label(String::new())),
+            ("-a.com", NameError::Hyphen("-a".into())),
+            ("10.0.0.300", NameError::NumericTop),
+            ("1234", NameError::NumericTop),
+            ("bücher.example", NameError::NotAscii { a_label: Some("xn--bcher-kva.example".into()) }),
+        ];
+        for (text, why) in refused {
+            assert_eq!(DnsName::parse(text), Err(why), "{text:?}");
+        }
+        assert!(matches!(DnsName::parse(&"a.".repeat(127)), Ok(_)));
+        assert!(matches!(DnsName::parse(&format!("{}com", "a.".repeat(126))), Err(NameError::TooLong(255))));
+        assert!(matches!(DnsName::parse(&"a".repeat(64)), Err(NameError::Label(_))));
+    }
+
+    #[test]
+    fn the_nearest_slug_is_a_slug() {
+        for text in ["openai", "Über policy!", "--", "", "a b c", &"x".repeat(100)] {
+            let slug = Slug::nearest(text, "policy");
+            assert_eq!(Slug::parse(slug.as_str()).as_ref(), Some(&slug), "{text:?}");
+        }
+    }
+}

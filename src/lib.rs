@@ -1,0 +1,38 @@
+//! egressguard: one inbound port, outbound TLS to named hosts only, held by the kernel.
+//!
+//! ```text
+//!  policy.yaml --parse--> Policy --+
+//!  pins file ---load----> Pins ----+--compile--> Ruleset --+--text-----> nft script (people, CI, oracle)
+//!  Facts (uids, cgroups, servers) -+                       +--lower----> Program --encode--> netlink batch --> kernel
+//!  kernel --dump--> decode --> Program --lift--> Ruleset  (what is really there)
+//!  Ruleset, Packet   --judge--> Trace (verdict, rule, why)
+//!  Observed, Ruleset --plan--> Plan (nothing, sets, rules)
+//! ```
+//!
+//! Everything between two arrows is a plain value and every arrow is a pure function, except the netlink socket, DNS,
+//! files and the clock, which live in [`system`] behind the traits of [`world`].
+//!
+//! # Floors
+//!
+//! A room imports only rooms on lower floors. `tests/floors.rs` reads this table.
+//!
+//! | room | floor | also imports |
+//! |---|---|---|
+//! | base | 0 | |
+//! | policy | 1 | |
+//! | pins | 1 | |
+//! | ruleset | 2 | |
+//! | judge | 3 | |
+//! | world | 4 | |
+//! | command | 5 | |
+//! | simulated | 5 | |
+//! | system | 5 | |
+//! | demo | 6 | |
+#![deny(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod base;
+pub mod pins;
+pub mod policy;
+pub mod ruleset;
+pub mod world;

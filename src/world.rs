@@ -1,0 +1,109 @@
+//! The few traits through which effects enter: the kernel, the resolver, the host. Nothing else reaches outside.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use thiserror::Error;
+
+use crate::base::name::DnsName;
+use crate::base::time::Timestamp;
+use crate::policy::DnsServer;
+use crate::ruleset::program::{GenerationId, Op, TableDump};
+
+/// Which elements a dump carries. Dumping is superlinear in the number of elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Elements of no set.
+    Rules,
+    /// Elements of every set that rules do not add to.
+    Pins,
+    /// Elements of every set.
+    Everything,
+}
+
+/// Why the kernel did not do it.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// CAP_NET_ADMIN is missing in the user namespace that owns the network namespace.
+    #[error("not permitted to change the packet filter (EPERM)")]
+    NotPermitted,
+    /// The kernel has no nf_tables, or cannot load it.
+    #[error("this kernel has no nf_tables: {0}")]
+    NoNfTables(String),
+    /// Somebody else changed the packet filter since it was read. Nothing was changed.
+    #[error("the packet filter was changed by somebody else meanwhile")]
+    Interfered,
+    /// The kernel refused these steps, each with the name of its errno. Nothing was changed.
+    #[error("the kernel refused to {}", .0.iter().map(|(op, errno)| format!("{op} ({errno})")).collect::<Vec<_>>().join(", "))]
+    Refused(Vec<(String, String)>),
+    /// Talking to the kernel failed; whether something was changed is not known.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// The packet filter of one network namespace.
+pub trait Kernel {
+    /// How many transactions it has seen.
+    fn generation(&mut self) -> Result<GenerationId, KernelError>;
+
+    /// Our table with the generation at which it was read as a whole; `None` when there is no such table.
+    fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError>;
+
+    /// Carries out all steps at once, or none. Fails with [`KernelError::Interfered`] when the generation is another one.
+    /// Answers with the generation that the transaction made.
+    fn commit(&mut self, expected: GenerationId, ops: &[Op]) -> Result<GenerationId, KernelError>;
+}
+
+/// What became of a question about one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Addresses, of at least one family.
+    Addresses {
+        /// What the answer went through: see [`crate::pins::NamePins::chain`].
+        chain: Vec<String>,
+        /// Time to live in seconds and the server, by address.
+        addresses: BTreeMap<IpAddr, (u32, String)>,
+        /// What was wrong with the other family or other servers, in words.
+        complaints: Vec<String>,
+    },
+    /// The name exists and has no address.
+    Empty {
+        /// Which server said so.
+        server: String,
+    },
+    /// The name does not exist.
+    NoSuchName {
+        /// Which server said so.
+        server: String,
+    },
+    /// Nobody answered usefully: time-outs, SERVFAIL, REFUSED, malformed answers.
+    Failed {
+        /// Server by server, in words.
+        reasons: Vec<String>,
+    },
+}
+
+/// Asks for addresses.
+pub trait Resolver {
+    /// Asks for A and AAAA of every name, each independent of the others. `progress` is told of every name that is done.
+    /// `servers` never holds [`DnsServer::System`].
+    fn resolve(&mut self, names: &[DnsName], servers: &[DnsServer], progress: &mut dyn FnMut(&DnsName, &Answer)) -> BTreeMap<DnsName, Answer>;
+}
+
+/// What is asked of the host.
+pub trait Host {
+    /// The wall clock.
+    fn now(&self) -> Timestamp;
+
+    /// The number of a user; `None` when there is none.
+    fn user(&self, name: &str) -> Result<Option<u32>, String>;
+
+    /// The number of a group; `None` when there is none.
+    fn group(&self, name: &str) -> Result<Option<u32>, String>;
+
+    /// The control group of a unit: its path below the root of cgroup v2, and its id; `None` while it does not run.
+    fn unit(&self, name: &str) -> Result<Option<(String, u64)>, String>;
+
+    /// The host's real upstream DNS servers; empty when it names none.
+    fn system_servers(&self) -> Result<Vec<IpAddr>, String>;
+}
