@@ -87,7 +87,12 @@ pub enum Answer {
 pub trait Resolver {
     /// Asks for A and AAAA of every name, each independent of the others. `progress` is told of every name that is done.
     /// `servers` never holds [`DnsServer::System`].
-    fn resolve(&mut self, names: &[DnsName], servers: &[DnsServer], progress: &mut dyn FnMut(&DnsName, &Answer)) -> BTreeMap<DnsName, Answer>;
+    fn resolve(
+        &mut self,
+        names: &[DnsName],
+        servers: &[DnsServer],
+        progress: &mut dyn FnMut(&DnsName, &Answer),
+    ) -> BTreeMap<DnsName, Answer>;
 }
 
 /// What is asked of the host.

@@ -86,7 +86,9 @@ mod tests {
 
     #[test]
     fn periods_read_and_print() {
-        for (text, seconds, printed) in [("90s", 90, "90s"), ("15m", 900, "15m"), ("24h", 86400, "1d"), ("7d", 604800, "7d"), ("0s", 0, "0s")] {
+        for (text, seconds, printed) in
+            [("90s", 90, "90s"), ("15m", 900, "15m"), ("24h", 86400, "1d"), ("7d", 604800, "7d"), ("0s", 0, "0s")]
+        {
             let period = Period::parse(text).unwrap();
             assert_eq!((period.seconds(), period.to_string().as_str()), (seconds, printed));
         }

@@ -6,8 +6,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::base::time::Period;
-
 /// The table that holds everything: `inet egressguard`.
 pub const TABLE: &str = "egressguard";
 
