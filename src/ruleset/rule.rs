@@ -206,6 +206,12 @@ impl Rule {
         looked.chain(updated)
     }
 
+    /// Whether this rule, read from a kernel, is what the other one makes the kernel hold. A comment has a length, an id has none.
+    pub fn says_what(&self, meant: &Rule) -> bool {
+        (&self.tests, &self.statements, &self.action) == (&meant.tests, &meant.statements, &meant.action)
+            && self.id == crate::ruleset::set::cut(&meant.id)
+    }
+
     /// Whether the kernel can be told of it: it names no user or group that is not known.
     pub fn is_loadable(&self) -> bool {
         !self.tests.iter().any(|test| matches!(test.operator, Operator::IsNamed(_)))

@@ -1,0 +1,3 @@
+//! Questions about rules: what differs from what is there.
+
+pub mod plan;
