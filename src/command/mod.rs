@@ -100,6 +100,9 @@ impl From<NotOurs> for Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Failure { exit: Exit::Done, message: "nobody reads the answer".to_string(), help: None };
+        }
         Failure::refused(format!("cannot write the answer: {error}"), "see that standard output can be written to")
     }
 }
