@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
-use crate::pins::{Anchor, Answer};
+pub use crate::pins::{Anchor, Answer};
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
 
