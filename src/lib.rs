@@ -33,6 +33,7 @@
 #![warn(missing_docs)]
 
 pub mod base;
+pub mod command;
 pub mod judge;
 pub mod pins;
 pub mod policy;
