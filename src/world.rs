@@ -92,6 +92,9 @@ pub trait Files {
     /// Replaces the content; it is on the disk when this returns.
     fn write(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
 
+    /// Replaces the content without waiting for the disk: after a power cut it may be the old one, or empty.
+    fn note(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
+
     /// Removes a file; nothing happens when there is none.
     fn remove(&mut self, name: &str) -> Result<(), FileError>;
 

@@ -48,7 +48,12 @@ impl Files for StateDirectory {
 
     fn write(&mut self, name: &str, content: &[u8]) -> Result<(), FileError> {
         self.make()?;
-        replace(&self.path.join(name), content, 0o600)
+        replace(&self.path.join(name), content, 0o600, Disk::Wait)
+    }
+
+    fn note(&mut self, name: &str, content: &[u8]) -> Result<(), FileError> {
+        self.make()?;
+        replace(&self.path.join(name), content, 0o600, Disk::Trust)
     }
 
     fn remove(&mut self, name: &str) -> Result<(), FileError> {
@@ -116,23 +121,30 @@ impl Documents for NamedDocuments {
     }
 
     fn write(&mut self, path: &str, content: &[u8]) -> Result<(), FileError> {
-        replace(Path::new(path), content, 0o644)
+        replace(Path::new(path), content, 0o644, Disk::Wait)
     }
 }
 
+/// Whether a write is on the disk when it returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    Wait,
+    Trust,
+}
+
 /// Writes beside the file and renames, so that a reader sees the old content or the new one.
-fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
+fn replace(path: &Path, content: &[u8], mode: u32, disk: Disk) -> Result<(), FileError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}.new", std::process::id()));
     let beside = PathBuf::from(beside);
     let written = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside).and_then(|mut file| {
         file.write_all(content)?;
-        file.sync_all()
+        if disk == Disk::Wait { file.sync_all() } else { Ok(()) }
     });
     let replaced = written.and_then(|()| fs::rename(&beside, path)).and_then(|()| match path.parent() {
         // The name is on the disk only when the directory is.
-        Some(parent) => File::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?.sync_all(),
-        None => Ok(()),
+        Some(parent) if disk == Disk::Wait => File::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?.sync_all(),
+        _ => Ok(()),
     });
     replaced.map_err(|error| {
         let _ = fs::remove_file(&beside);
