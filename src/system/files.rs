@@ -78,14 +78,14 @@ impl Files for StateDirectory {
         self.make()?;
         let path = self.path.join(LOCK);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = opened.map_err(|error| explain("open", &path, &error))?;
+        let file = opened.map_err(|error| explain("open", &path, &error))?;
         let start = Instant::now();
         while let Err(error) = file.try_lock() {
             match error {
                 fs::TryLockError::WouldBlock if start.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(25)),
                 fs::TryLockError::WouldBlock => {
                     let mut holder = String::new();
-                    let _ = file.by_ref().take(200).read_to_string(&mut holder);
+                    let _ = (&file).take(200).read_to_string(&mut holder);
                     let holder: String = holder.trim().chars().filter(|c| !c.is_control()).collect();
                     return Err(FileError::Locked(format!("{holder} holds the lock `{}` since more than {} s", path.display(), PATIENCE.as_secs())));
                 }
@@ -94,7 +94,7 @@ impl Files for StateDirectory {
         }
         let note = format!("`egressguard {purpose}` (pid {})\n", std::process::id());
         // Only words for those who wait: the lock holds without them, on a full disk too.
-        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
+        let _ = file.set_len(0).and_then(|()| (&file).rewind()).and_then(|()| (&file).write_all(note.as_bytes()));
         self.lock = Some(file);
         Ok(())
     }
