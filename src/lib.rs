@@ -35,4 +35,6 @@ pub mod base;
 pub mod pins;
 pub mod policy;
 pub mod ruleset;
+pub mod simulated;
+pub mod system;
 pub mod world;
