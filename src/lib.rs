@@ -38,5 +38,7 @@ pub mod judge;
 pub mod pins;
 pub mod policy;
 pub mod ruleset;
+pub mod simulated;
 pub mod state;
+pub mod system;
 pub mod world;
