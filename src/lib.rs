@@ -32,6 +32,7 @@
 #![warn(missing_docs)]
 
 pub mod base;
+pub mod demo;
 pub mod pins;
 pub mod policy;
 pub mod ruleset;
