@@ -34,6 +34,7 @@
 
 pub mod base;
 pub mod command;
+pub mod demo;
 pub mod judge;
 pub mod pins;
 pub mod policy;
