@@ -1,21 +1,19 @@
 //! A fresh network namespace for a test, and the promise never to touch the one the tests were started in.
 #![allow(dead_code)]
 
+pub mod pair;
+
 use std::fs::read_link;
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
 
-/// Runs `body` in a thread of its own, inside a network namespace of its own that ends with the thread. Panics rather than run
-/// where process 1 lives.
+/// Runs `body` in a thread of its own, inside a network namespace of its own that ends with the thread.
 pub fn inside<T: Send>(body: impl FnOnce() -> T + Send) -> T {
-    let home = current();
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of its own");
-            assert_ne!(current(), home, "still in the namespace that the tests were started in");
             assert_foreign();
             body()
         });
@@ -23,11 +21,12 @@ pub fn inside<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Panics in the network namespace of process 1.
+/// Panics in the network namespace that the tests were started in, where their first thread stays, and in that of process 1.
 pub fn assert_foreign() {
-    if let Ok(host) = read_link("/proc/1/ns/net") {
-        assert_ne!(current(), host, "refusing to touch the host's packet filter");
-    }
+    let here = read_link("/proc/thread-self/ns/net").expect("the thread's network namespace");
+    let homes = ["/proc/self/ns/net", "/proc/1/ns/net"].map(read_link);
+    assert!(homes[0].is_ok(), "the namespace that the tests were started in is not known");
+    assert!(homes.into_iter().flatten().all(|home| home != here), "refusing to touch a packet filter that is not the test's own");
 }
 
 /// Whether kernel tests can run here. Says why not, and fails when the environment demands that they run.
@@ -69,8 +68,4 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, String>
     } else {
         Err(String::from_utf8_lossy(&output.stderr).into_owned())
     }
-}
-
-fn current() -> PathBuf {
-    read_link("/proc/thread-self/ns/net").expect("the thread's network namespace")
 }
