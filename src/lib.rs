@@ -36,4 +36,6 @@ pub mod judge;
 pub mod pins;
 pub mod policy;
 pub mod ruleset;
+pub mod simulated;
+pub mod system;
 pub mod world;

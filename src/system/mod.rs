@@ -1,0 +1,3 @@
+//! The only sockets, clock, processes and files of the world: the kernel's packet filter, resolvers, this host.
+
+pub mod netlink;
