@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
+pub use crate::pins::Answer;
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
 
@@ -52,35 +53,6 @@ pub trait Kernel {
     /// Carries out all steps at once, or none. Fails with [`KernelError::Interfered`] when the generation is another one.
     /// Answers with the generation that the transaction made.
     fn commit(&mut self, expected: GenerationId, ops: &[Op]) -> Result<GenerationId, KernelError>;
-}
-
-/// What became of a question about one name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// Addresses, of at least one family.
-    Addresses {
-        /// What the answer went through: see [`crate::pins::NamePins::chain`].
-        chain: Vec<String>,
-        /// Time to live in seconds and the server, by address.
-        addresses: BTreeMap<IpAddr, (u32, String)>,
-        /// What was wrong with the other family or other servers, in words.
-        complaints: Vec<String>,
-    },
-    /// The name exists and has no address.
-    Empty {
-        /// Which server said so.
-        server: String,
-    },
-    /// The name does not exist.
-    NoSuchName {
-        /// Which server said so.
-        server: String,
-    },
-    /// Nobody answered usefully: time-outs, SERVFAIL, REFUSED, malformed answers.
-    Failed {
-        /// Server by server, in words.
-        reasons: Vec<String>,
-    },
 }
 
 /// Asks for addresses.
