@@ -35,4 +35,5 @@ pub mod base;
 pub mod pins;
 pub mod policy;
 pub mod ruleset;
+pub mod system;
 pub mod world;

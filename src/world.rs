@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
+use crate::pins::Anchor;
 pub use crate::pins::Answer;
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
@@ -71,6 +72,13 @@ pub trait Resolver {
 pub trait Host {
     /// The wall clock.
     fn now(&self) -> Timestamp;
+
+    /// This moment on the wall clock and on the clock that nobody can set, by which jumps of the former are found
+    /// ([`crate::pins::rebase`]). A host that does not say otherwise has a wall clock that is never set.
+    fn anchor(&self) -> Result<Anchor, String> {
+        let wall = self.now();
+        Ok(Anchor { boot_id: String::new(), boottime: u64::try_from(wall.0).unwrap_or(0), wall })
+    }
 
     /// The number of a user; `None` when there is none.
     fn user(&self, name: &str) -> Result<Option<u32>, String>;

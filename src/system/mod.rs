@@ -1,0 +1,5 @@
+//! The world as it is: sockets, files, the clock. Everything else is pure and gets what it needs as a value.
+
+pub mod host;
+pub mod resolv_conf;
+pub mod resolver;
