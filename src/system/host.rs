@@ -114,13 +114,35 @@ impl Host for LocalHost {
     }
 
     fn remote_session(&self) -> Option<(IpAddr, u16)> {
-        // Peer address, peer port, own address, own port: sshd(8).
-        let connection = std::env::var("SSH_CONNECTION").ok()?;
-        let words: Vec<&str> = connection.split(' ').collect();
-        let [peer, _, _, port] = words[..] else { return None };
-        let peer: IpAddr = peer.split('%').next()?.parse().ok()?;
-        Some((peer.to_canonical(), port.parse().ok()?))
+        // sudo drops the variable; the shell that sudo was called from still has it.
+        std::env::var("SSH_CONNECTION").ok().or_else(inherited_ssh_connection).and_then(|connection| ssh_peer(&connection))
     }
+}
+
+/// How many generations of parents are looked at.
+const ANCESTORS_AT_MOST: usize = 32;
+
+/// `SSH_CONNECTION` of the nearest parent process that has it.
+fn inherited_ssh_connection() -> Option<String> {
+    let mut pid = std::os::unix::process::parent_id();
+    for _ in 0..ANCESTORS_AT_MOST {
+        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let found = environ.split(|octet| *octet == 0).find_map(|entry| entry.strip_prefix(b"SSH_CONNECTION="));
+        if let Some(connection) = found {
+            return String::from_utf8(connection.to_vec()).ok();
+        }
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        pid = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok().filter(|parent| *parent > 1)?;
+    }
+    None
+}
+
+/// Peer address and own port of `PEER PEER-PORT OWN OWN-PORT`, as sshd(8) writes it.
+fn ssh_peer(connection: &str) -> Option<(IpAddr, u16)> {
+    let words: Vec<&str> = connection.split(' ').collect();
+    let [peer, _, _, port] = words[..] else { return None };
+    let peer: IpAddr = peer.split('%').next()?.parse().ok()?;
+    Some((peer.to_canonical(), port.parse().ok()?))
 }
 
 /// getpwnam(3) lists errors by which some of its sources say that there is no such entry.
@@ -264,6 +286,16 @@ mod tests {
         fs::remove_file(&host.resolv_conf).unwrap();
         let why = host.system_servers().unwrap_err();
         assert_eq!(why, format!("cannot read {}/resolv.conf: no such file or directory (ENOENT)", directory.path().display()));
+    }
+
+    #[test]
+    fn an_ssh_session_is_its_peer_and_our_port() {
+        let of = |text: &str| ssh_peer(text).map(|(peer, port)| format!("{peer} {port}"));
+        assert_eq!(of("203.0.113.9 52011 10.0.0.2 22").as_deref(), Some("203.0.113.9 22"));
+        assert_eq!(of("fe80::1%eth0 52011 fe80::2%eth0 2222").as_deref(), Some("fe80::1 2222"));
+        assert_eq!(of("::ffff:203.0.113.9 1 ::ffff:10.0.0.2 22").as_deref(), Some("203.0.113.9 22"));
+        assert_eq!(of("nonsense"), None);
+        assert_eq!(of("a b c d"), None);
     }
 
     #[test]
