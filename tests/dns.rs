@@ -352,14 +352,13 @@ fn a_server_that_cannot_prove_its_name_is_not_believed_and_never_asked_in_the_cl
         let nobody = resolve_with(proven_by(&certificates.roots), &["www.example"], &[tls("127.0.0.9:853", "dns.test")]);
         let no_roots = resolve_with(proven_by("/nonexistent".as_ref()), &["www.example"], &[tls(TLS, "dns.test")]);
         for (answers, clause) in [
-            (wrong_name, "certificate"),
-            (stranger, "certificate"),
+            (wrong_name, ": its certificate is for another name"),
+            (stranger, ": its certificate is not signed by an authority that is trusted here"),
             (nobody, "connection refused (ECONNREFUSED)"),
             (no_roots, "cannot read certificates from /nonexistent"),
         ] {
             let Some(Answer::Failed { reasons }) = answers.values().next() else { panic!("{answers:?}") };
             assert!(reasons.iter().all(|reason| reason.contains(clause)), "{reasons:?}");
-            println!("{reasons:?}");
         }
         assert_eq!(plain_port.asked(), 0);
     });
