@@ -35,7 +35,7 @@ pub fn in_own_network(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// A server process. It ends when this is dropped, and with the thread that started it.
+/// A server process. It ends when this is dropped.
 pub struct Server {
     child: Child,
     name: &'static str,
