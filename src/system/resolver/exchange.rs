@@ -14,8 +14,8 @@ use hickory_resolver::net::tls::tls_exchange;
 use hickory_resolver::net::xfer::{DnsExchange, DnsHandle, FirstAnswer};
 use hickory_resolver::proto::op::{DnsRequest, DnsRequestOptions, Message, MessageType, OpCode, Query, ResponseCode};
 use nix::errno::Errno;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Mutex, Semaphore};
@@ -59,6 +59,8 @@ struct TlsServer {
     config: Arc<ClientConfig>,
     connection: Mutex<Connection>,
     places: Semaphore,
+    /// INVARIANT: lives as long as the connections, because it owns the task that each of them runs in.
+    provider: TokioRuntimeProvider,
 }
 
 /// The one connection to a TLS server.
@@ -234,7 +236,14 @@ impl TlsServer {
     fn new(address: SocketAddr, name: &DnsName, roots: &Roots) -> Result<TlsServer, String> {
         let config = roots.config()?;
         let name = ServerName::try_from(name.to_string()).map_err(|_| format!("`{name}` cannot be proven by a certificate"))?;
-        Ok(TlsServer { address, name, config, connection: Mutex::new(Connection::None), places: Semaphore::new(TLS_AT_ONCE) })
+        Ok(TlsServer {
+            address,
+            name,
+            config,
+            connection: Mutex::new(Connection::None),
+            places: Semaphore::new(TLS_AT_ONCE),
+            provider: TokioRuntimeProvider::new(),
+        })
     }
 
     /// A connection that broke while a question was on it is made anew once.
@@ -270,7 +279,7 @@ impl TlsServer {
         }
         let config = ClientConfig::clone(&self.config);
         let connecting = async {
-            tls_exchange(self.address, self.name.clone(), config, patience, Some(2 * TLS_AT_ONCE), TokioRuntimeProvider::new())
+            tls_exchange(self.address, self.name.clone(), config, patience, Some(2 * TLS_AT_ONCE), self.provider.clone())
                 .await
                 .map_err(Trouble::from)
         };
@@ -306,11 +315,35 @@ impl From<NetError> for Trouble {
     fn from(error: NetError) -> Trouble {
         match error {
             NetError::Timeout => Trouble::Silence,
-            NetError::Io(error) if error.kind() == io::ErrorKind::TimedOut => Trouble::Silence,
-            NetError::Io(error) => Trouble::Other(words(&error)),
+            NetError::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                Some(refused) => Trouble::Other(tls_words(refused)),
+                None if error.kind() == io::ErrorKind::TimedOut => Trouble::Silence,
+                None => Trouble::Other(words(&error)),
+            },
+            NetError::RustlsError(refused) => Trouble::Other(tls_words(&refused)),
+            // The task of the connection ended while the question waited for it.
+            NetError::Busy => Trouble::Other("the connection was closed before the reply".to_string()),
             other => Trouble::Other(other.to_string()),
         }
     }
+}
+
+/// Why a TLS server is not believed.
+fn tls_words(error: &rustls::Error) -> String {
+    let rustls::Error::InvalidCertificate(why) = error else { return format!("no TLS connection: {error}") };
+    match why {
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "its certificate is not signed by an authority that is trusted here"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => "its certificate is for another name",
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "its certificate has expired, or this host's clock is wrong",
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is not valid yet, or this host's clock is wrong"
+        }
+        CertificateError::Revoked => "its certificate was revoked",
+        _ => "its certificate is refused",
+    }
+    .to_string()
 }
 
 /// An error of the system with its errno by name.

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::{ClientConfig, RootCertStore};
+
+use crate::system::resolver::exchange::words;
 
 /// Where systems keep their certificates in one file: Debian and Arch, Fedora and its kin, openSUSE, Alpine and the BSDs.
 const BUNDLES: [&str; 4] =
@@ -37,8 +39,13 @@ impl Roots {
 }
 
 fn config(path: &Path) -> Result<Arc<ClientConfig>, String> {
-    let certificates =
-        CertificateDer::pem_file_iter(path).map_err(|why| format!("cannot read certificates from {}: {why}", path.display()))?;
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|why| {
+        let why = match &why {
+            pem::Error::Io(error) => words(error),
+            other => other.to_string(),
+        };
+        format!("cannot read certificates from {}: {why}", path.display())
+    })?;
     let mut store = RootCertStore::empty();
     // A bundle may hold certificates of forms that are not understood; the others count.
     store.add_parsable_certificates(certificates.filter_map(Result::ok));
@@ -62,7 +69,8 @@ mod tests {
     fn a_file_that_is_missing_or_holds_no_certificate_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("roots.pem");
-        assert!(error(&path).starts_with(&format!("cannot read certificates from {}: ", path.display())), "{}", error(&path));
+        let missing = format!("cannot read certificates from {}: no such file or directory (ENOENT)", path.display());
+        assert_eq!(error(&path), missing);
         std::fs::write(&path, "nothing of the kind").unwrap();
         assert_eq!(error(&path), format!("there is no certificate in {}", path.display()));
     }
