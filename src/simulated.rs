@@ -91,16 +91,30 @@ impl Simulated {
         }
     }
 
-    /// Carries out all steps on a copy, and takes the copy when every step succeeded.
-    fn transact(&mut self, ops: &[Op]) -> Result<(), KernelError> {
+    /// All steps on a copy: the copy, whether anything changed, and the refusals.
+    fn try_all(&self, ops: &[Op], validate: Validate) -> (Option<Table>, bool, Vec<(String, String)>) {
         let mut next = self.table.clone();
         let mut changed = false;
         let mut refusals = Vec::new();
         for op in ops {
-            match table::step(&mut next, op, self.clock_ms) {
+            let mut outcome = table::step(&mut next, op, self.clock_ms);
+            if let (Validate::RuleByRule, Op::AddRule { .. }, Some(table)) = (validate, op, &next) {
+                outcome = outcome.and_then(|changed| table.validate().map(|()| changed));
+            }
+            match outcome {
                 Ok(did) => changed |= did,
                 Err(errno) => refusals.push((op.to_string(), errno.to_owned())),
             }
+        }
+        (next, changed, refusals)
+    }
+
+    /// Carries out all steps on a copy, and takes the copy when every step succeeded.
+    fn transact(&mut self, ops: &[Op]) -> Result<(), KernelError> {
+        let (next, changed, mut refusals) = self.try_all(ops, Validate::AtTheEnd);
+        if refusals.is_empty() && next.as_ref().is_some_and(|table| table.validate().is_err()) {
+            // As the kernel does: once more, this time blaming the rules that make it invalid.
+            refusals = self.try_all(ops, Validate::RuleByRule).2;
         }
         if !refusals.is_empty() {
             return Err(KernelError::Refused(refusals));
@@ -109,6 +123,13 @@ impl Simulated {
         self.transactions += u32::from(changed);
         Ok(())
     }
+}
+
+/// When a table is looked at as a whole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Validate {
+    AtTheEnd,
+    RuleByRule,
 }
 
 impl Kernel for Simulated {

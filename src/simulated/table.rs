@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::ruleset::program::{ChainDef, Element, Elements, Expr, Key, Op, RuleProgram, SetDef, TableDef, TableDump, Verdict};
+use crate::ruleset::program::{ChainDef, Element, Elements, Expr, Hook, Key, Op, RuleProgram, SetDef, TableDef, TableDump, Verdict};
 use crate::world::Depth;
 
 /// The kernel's size of a set that rules add to and that states none.
@@ -40,7 +40,41 @@ pub fn step(table: &mut Option<Table>, op: &Op, now: u64) -> Result<bool, &'stat
     }
 }
 
+/// The jumps that a packet may be deep in (`NFT_JUMP_STACK_SIZE`).
+const JUMPS: usize = 16;
+
 impl Table {
+    /// What the kernel checks of a whole table: jumps that lead back, and expressions where packets of a hook must not meet them.
+    pub fn validate(&self) -> Result<(), &'static str> {
+        for (def, _) in &self.0.chains {
+            if let Some(base) = &def.base {
+                self.walk(&def.name, base.hook, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn walk(&self, chain: &str, hook: Hook, depth: usize) -> Result<(), &'static str> {
+        if depth == JUMPS {
+            return Err("EMLINK");
+        }
+        let rules = self.0.chains.iter().filter(|(def, _)| def.name == chain).flat_map(|(_, rules)| rules);
+        for expr in rules.flat_map(|rule| &rule.exprs) {
+            let fits = match expr {
+                Expr::SocketCgroup { .. } => matches!(hook, Hook::Prerouting | Hook::Input | Hook::Output),
+                Expr::Reject { .. } => hook != Hook::Postrouting,
+                _ => true,
+            };
+            if !fits {
+                return Err("EOPNOTSUPP");
+            }
+            if let Some(next) = target(expr) {
+                self.walk(next, hook, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The table of a dump that was made at this time.
     pub fn from_dump(mut dump: TableDump, now: u64) -> Table {
         for element in dump.sets.values_mut().flat_map(|(_, elements)| elements.values_mut()) {

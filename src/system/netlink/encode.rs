@@ -216,32 +216,31 @@ impl Encoder {
     fn elements(&mut self, kind: u16, flags: u16, set: &SetDef, elements: &Elements) -> Result<(), String> {
         name(&set.name)?;
         self.writer.reserve(elements.len() * 48);
-        let mut open: Option<(Mark, Mark, usize)> = None;
+        let mut open: Option<(Mark, Mark)> = None;
         for (key, element) in elements {
-            let (message, list, began) = match open {
+            let (message, list) = match open {
                 Some(open) => open,
                 None => self.begin_elements(kind, flags, set),
             };
             self.element(set, key, element, kind == NFT_MSG_NEWSETELEM)?;
-            open = Some((message, list, began));
-            if self.writer.len() - began > FULL {
+            open = Some((message, list));
+            if self.writer.since(message) > FULL {
                 self.end_elements(message, list);
                 open = None;
             }
         }
-        if let Some((message, list, _)) = open {
+        if let Some((message, list)) = open {
             self.end_elements(message, list);
         }
         Ok(())
     }
 
-    fn begin_elements(&mut self, kind: u16, flags: u16, set: &SetDef) -> (Mark, Mark, usize) {
+    fn begin_elements(&mut self, kind: u16, flags: u16, set: &SetDef) -> (Mark, Mark) {
         let seq = self.seq();
-        let began = self.writer.len();
         let message = self.writer.begin(kind, flags, seq);
         self.writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
         self.writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
-        (message, self.writer.open(NFTA_SET_ELEM_LIST_ELEMENTS), began)
+        (message, self.writer.open(NFTA_SET_ELEM_LIST_ELEMENTS))
     }
 
     fn end_elements(&mut self, message: Mark, list: Mark) {
@@ -396,8 +395,9 @@ mod tests {
 
     #[test]
     fn a_hundred_thousand_elements_fill_messages_below_their_limit_in_one_step() {
-        let elements: Elements =
-            (0..100_000u32).map(|number| (number.to_be_bytes().to_vec(), Element { comment: "api.example.org".into(), ..Element::default() })).collect();
+        let elements: Elements = (0..100_000u32)
+            .map(|number| (number.to_be_bytes().to_vec(), Element { comment: "api.example.org".into(), ..Element::default() }))
+            .collect();
         let batch = Batch::encode(GenerationId(1), &[Op::AddElements { set: set(vec![KeyType::Ipv4Addr], true), elements }]).unwrap();
         let messages = messages(&batch.octets).unwrap();
         assert_eq!(messages.len(), batch.steps.len() + 2);

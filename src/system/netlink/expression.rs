@@ -145,9 +145,7 @@ pub fn name(text: &str) -> Result<CString, String> {
 
 fn generic(expr: &Expr) -> Result<Generic, String> {
     match expr {
-        Expr::Meta { key, into } => {
-            Generic::new(c"meta")?.u32(sys::NFTNL_EXPR_META_KEY, *key)?.register(sys::NFTNL_EXPR_META_DREG, *into)
-        }
+        Expr::Meta { key, into } => Generic::new(c"meta")?.u32(sys::NFTNL_EXPR_META_KEY, *key)?.register(sys::NFTNL_EXPR_META_DREG, *into),
         Expr::Ct { key, direction, into } => {
             let loaded = Generic::new(c"ct")?.u32(sys::NFTNL_EXPR_CT_KEY, *key)?.register(sys::NFTNL_EXPR_CT_DREG, *into)?;
             match direction {

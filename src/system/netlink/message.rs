@@ -180,9 +180,9 @@ impl Writer {
         self.octets
     }
 
-    /// How much was written.
-    pub fn len(&self) -> usize {
-        self.octets.len()
+    /// How many octets were written since.
+    pub fn since(&self, mark: Mark) -> usize {
+        self.octets.len() - mark.0
     }
 
     /// Makes room in advance.

@@ -240,9 +240,10 @@ fn no_answer(failure: Failure) -> KernelError {
     match failure {
         Failure::Errno(Errno::EPERM | Errno::EACCES) => KernelError::NotPermitted,
         // nfnetlink without nf_tables: EINVAL to a question, EOPNOTSUPP to a batch.
-        Failure::Errno(errno @ (Errno::EINVAL | Errno::EOPNOTSUPP)) => {
-            KernelError::NoNfTables(format!("nfnetlink has no nf_tables and cannot load it ({}); try `modprobe nf_tables`", errno_name(errno)))
-        }
+        Failure::Errno(errno @ (Errno::EINVAL | Errno::EOPNOTSUPP)) => KernelError::NoNfTables(format!(
+            "nfnetlink has no nf_tables and cannot load it ({}); try `modprobe nf_tables`",
+            errno_name(errno)
+        )),
         failure => broken("talk about the packet filter", failure),
     }
 }

@@ -179,8 +179,6 @@ fn unreadable() -> Failure {
 
 fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> Result<(), Failure> {
     // SAFETY: the kernel reads four octets from `value`, which outlives the call; a bad descriptor is an error and nothing else.
-    let result = unsafe {
-        libc::setsockopt(fd, level, option, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t)
-    };
+    let result = unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t) };
     if result == 0 { Ok(()) } else { Err(Failure::Errno(Errno::last())) }
 }

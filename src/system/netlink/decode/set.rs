@@ -169,11 +169,7 @@ impl ElementParts {
             last,
             timeout_ms: milliseconds(fields, NFTA_SET_ELEM_TIMEOUT)?.filter(|&timeout| timeout > 0),
             expires_ms: milliseconds(fields, NFTA_SET_ELEM_EXPIRATION)?,
-            comment: fields
-                .octets(NFTA_SET_ELEM_USERDATA)
-                .and_then(|octets| udata(octets, UDATA_COMMENT))
-                .map(text)
-                .unwrap_or_default(),
+            comment: fields.octets(NFTA_SET_ELEM_USERDATA).and_then(|octets| udata(octets, UDATA_COMMENT)).map(text).unwrap_or_default(),
             counted: element_counter(fields)?,
         };
         let into = if catch_all { &mut self.others } else { &mut self.found };
@@ -269,8 +265,7 @@ mod tests {
             ends: [vec![0], vec![15], vec![20], vec![40]].into(),
             others: Elements::new(),
         };
-        let intervals: Vec<(u8, u8)> =
-            parts.into_elements().into_iter().map(|(key, element)| (key[0], element.last.unwrap()[0])).collect();
+        let intervals: Vec<(u8, u8)> = parts.into_elements().into_iter().map(|(key, element)| (key[0], element.last.unwrap()[0])).collect();
         assert_eq!(intervals, [(10, 14), (20, 29), (30, 39), (200, 255)]);
     }
 }
