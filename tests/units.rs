@@ -1,6 +1,8 @@
-//! The shipped systemd units: that systemd understands them, that they are as tight as they say, and that they cannot open
-//! the host. Nothing is started; systemd's own analyser reads copies in which `@sbindir@` is filled in.
+//! The shipped systemd units: that systemd understands them, that they are as tight as they say, that the commands run in what
+//! they leave, and that they cannot open the host. No unit is started; systemd's own analyser reads copies in which
+//! `@sbindir@` is filled in.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -248,4 +250,84 @@ fn refresh_runs_every_minute_with_jitter_and_waits_for_no_network() {
     assert_eq!(service.values("Service", "Type"), ["oneshot"]);
     let pulls = ["After", "Wants", "Requires"].map(|key| service.words("Unit", key)).concat();
     assert_eq!(pulls, ["egressguard-restore.service"]);
+}
+
+/// What the commands do under a unit's capabilities, in a network namespace that ends with the shell. `$1` is the program, `$2` a
+/// directory, `$3` the namespace that must not be touched. A policy with a name that nobody answers for makes refresh use its
+/// DNS sockets too.
+const SESSION: &str = r#"
+[ "$(readlink /proc/self/ns/net)" != "$3" ] || exit 99
+ip link set lo up
+confined() {
+    out=$1; shift
+    setpriv --bounding-set=-all,+net_admin --inh-caps=-all --no-new-privs strace -f -o "$out" "$@"
+}
+confined "$2/lockdown" "$1" --state-dir "$2/state" restore || exit 10
+"$1" --state-dir "$2/state" apply --force "$2/policy.yaml"; [ $? -eq 1 ] || exit 11
+nft delete table inet egressguard || exit 12
+confined "$2/restore" "$1" --state-dir "$2/state" restore || exit 13
+nft list table inet egressguard >/dev/null || exit 14
+confined "$2/refresh" "$1" --state-dir "$2/state" refresh; [ $? -eq 1 ] || exit 15
+"#;
+
+#[test]
+fn the_commands_run_with_the_capability_the_calls_and_the_families_that_their_units_leave() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("state")).unwrap();
+    let policy = "version: 1\ndns: {servers: [192.0.2.53]}\noutbound: [{to: api.example.org}]\n";
+    fs::write(dir.path().join("policy.yaml"), policy).unwrap();
+    let here = fs::read_link("/proc/self/ns/net").unwrap();
+
+    let probe =
+        |args: &[&str]| Command::new("unshare").args(args).args(["--net", "true"]).output().is_ok_and(|output| output.status.success());
+    let apart: &[&str] = match [&[][..], &["--user", "--map-root-user"]].into_iter().find(|args| probe(args)) {
+        Some(args) => args,
+        None if std::env::var_os("EGRESSGUARD_REQUIRE_KERNEL").is_none() => {
+            eprintln!("skipped: no network namespace can be made here");
+            return;
+        }
+        None => panic!("no network namespace can be made here"),
+    };
+    let output = Command::new("unshare")
+        .args(apart)
+        .args(["--net", "sh", "-c", SESSION, "session", env!("CARGO_BIN_EXE_egressguard")])
+        .args([dir.path(), &here])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}: {}", output.status, said(&output));
+
+    let calls = |group: &str| {
+        let output = analyze(dir.path(), &["syscall-filter", "--no-pager", group])?;
+        Some(String::from_utf8(output.stdout).unwrap())
+    };
+    let Some(allowed) = expand("@system-service", &calls) else { return };
+    let refused = ["@privileged", "@resources"].iter().filter_map(|group| expand(group, &calls)).flatten().collect::<BTreeSet<_>>();
+    let allowed: BTreeSet<String> = allowed.union(&expand("@default", &calls).unwrap_or_default()).cloned().collect();
+    for (trace, name) in [("lockdown", RESTORE), ("restore", RESTORE), ("refresh", REFRESH)] {
+        let trace = fs::read_to_string(dir.path().join(trace)).unwrap();
+        let lines = trace.lines().filter_map(|line| line.split_once(' ').map(|(_, rest)| rest.trim_start()));
+        let made: BTreeSet<String> = lines.filter_map(|line| line.split_once('(')).map(|(call, _)| call.to_string()).collect();
+        let made = made.into_iter().filter(|call| call.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
+        let wrong: Vec<String> = made.filter(|call| !allowed.contains(call) || refused.contains(call)).collect();
+        assert_eq!(wrong, [] as [&str; 0], "{name}: these calls are refused by its filter");
+        assert!(trace.contains(" socket(AF_NETLINK"), "{name}: the trace is not what is read here");
+        let unit = Unit::shipped(name);
+        let families = unit.words("Service", "RestrictAddressFamilies");
+        for family in trace.split(" socket(").skip(1).filter_map(|rest| rest.split(',').next()) {
+            assert!(families.contains(&family), "{name} refuses a socket of {family}");
+        }
+    }
+}
+
+/// The system calls of a group as `systemd-analyze syscall-filter` lists it, groups inside of it included.
+fn expand(group: &str, calls: &dyn Fn(&str) -> Option<String>) -> Option<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for line in calls(group)?.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if line.starts_with('@') {
+            found.extend(expand(line, calls)?);
+        } else {
+            found.insert(line.to_string());
+        }
+    }
+    Some(found)
 }
