@@ -1,0 +1,139 @@
+//! What becomes of packets that nothing allows: counted in a ledger, held against the trip-wire, logged, and refused.
+//!
+//! Each of the four is a rule of its own, because a rule whose set is full stops there and must not take the others with it.
+
+use crate::base::net::{Family, Protocol};
+use crate::base::time::Period;
+use crate::policy::{Mode, QuarantineScope};
+use crate::ruleset::Chain;
+use crate::ruleset::compile::{Compiler, QUARANTINED_HOST, QUARANTINED_USERS, goto};
+use crate::ruleset::field::{Field, NO_USER, STATUS_DNAT};
+use crate::ruleset::program::KeyType;
+use crate::ruleset::rule::{Action, Carries, Rate, RateUnit, Rule, Side, Statement, Test, has_any, is, is_not};
+use crate::ruleset::set::{Set, address_type};
+
+/// How long the kernel keeps a count that no packet renews.
+const LEDGER_LIVES: Period = Period::from_seconds(86_400);
+/// How many records a second the log takes from one chain; the ledger counts all.
+const LOG_RATE: Rate = Rate { packets: 10, unit: RateUnit::Second, burst: 50 };
+
+impl Compiler<'_> {
+    /// The chains that end in a refusal, with their sets.
+    pub(super) fn refusals(&mut self) -> Vec<Chain> {
+        let mut users = self.ledger("user", Field::SocketUser, KeyType::Uid);
+        users.extend(self.trip_wires(&[QuarantineScope::User, QuarantineScope::Host]));
+        users.extend(self.log_and_refuse("refuse-out"));
+
+        let mut kernel = vec![Rule::new("refuse-out", vec![is_not(Field::SocketUser, NO_USER)], vec![], goto("refuse_user"))];
+        // What is left has no socket: answers that the kernel makes by itself. They are counted by the address they leave from.
+        let passing = self.ledger_by_source();
+        kernel.extend(passing.clone());
+        kernel.extend(self.log_and_refuse("refuse-out"));
+
+        let mut forward = passing;
+        forward.extend(self.trip_wires(&[QuarantineScope::Host]));
+        forward.push(log("refuse-forward"));
+        if self.policy.mode == Mode::Enforce {
+            // It came from outside to a published port: a scanner learns nothing.
+            forward.push(Rule::new("refuse-forward", vec![has_any(Field::ConntrackStatus, STATUS_DNAT)], vec![], Action::Drop));
+        }
+        forward.extend(self.refuse("refuse-forward"));
+
+        let mut incoming = self.ledger_of_ports();
+        incoming.push(log("refuse-in"));
+        incoming.push(Rule::new("refuse-in", vec![], vec![], self.quietly()));
+
+        vec![
+            Chain::regular("refuse_out", kernel),
+            Chain::regular("refuse_user", users),
+            Chain::regular("refuse_forward", forward),
+            Chain::regular("refuse_in", incoming),
+        ]
+    }
+
+    /// Counts by (who, destination, protocol, port), and by (who, destination, protocol) where there are no ports.
+    fn ledger(&mut self, name: &str, who: Field, who_type: KeyType) -> Vec<Rule> {
+        Family::BOTH.into_iter().flat_map(|family| self.ledger_of(name, family, who, who_type)).collect()
+    }
+
+    /// The same by source address.
+    fn ledger_by_source(&mut self) -> Vec<Rule> {
+        let of = |family| (Field::SourceAddress(family), address_type(family));
+        Family::BOTH.into_iter().flat_map(|family| self.ledger_of("source", family, of(family).0, of(family).1)).collect()
+    }
+
+    fn ledger_of(&mut self, name: &str, family: Family, who: Field, who_type: KeyType) -> Vec<Rule> {
+        let to = Field::DestinationAddress(family);
+        let with_port = format!("ledger_{name}_{}", family.suffix());
+        let without = format!("ledger_{name}_other_{}", family.suffix());
+        let key = vec![who_type, address_type(family), KeyType::InetProto];
+        self.add_set(Set::dynamic(&with_port, [key.as_slice(), &[KeyType::InetService]].concat()));
+        self.add_set(Set::dynamic(&without, key));
+        counted(&with_port, &[who, to, Field::L4Protocol, Field::TransportDestinationPort], &without, &[who, to, Field::L4Protocol])
+    }
+
+    /// Counts by (protocol, port): who knocked does not matter, and a scanner could fill any set of addresses.
+    fn ledger_of_ports(&mut self) -> Vec<Rule> {
+        self.add_set(Set::dynamic("ledger_in", vec![KeyType::InetProto, KeyType::InetService]));
+        self.add_set(Set::dynamic("ledger_in_other", vec![KeyType::InetProto]));
+        counted("ledger_in", &[Field::L4Protocol, Field::TransportDestinationPort], "ledger_in_other", &[Field::L4Protocol])
+    }
+
+    /// Cuts off whoever is over the policy's limit, within the packet that breaks it.
+    fn trip_wires(&mut self, here: &[QuarantineScope]) -> Vec<Rule> {
+        let Some(quarantine) = self.policy.violations.quarantine.clone().filter(|quarantine| here.contains(&quarantine.scope)) else {
+            return Vec::new();
+        };
+        // The policy's reader accepts only counts and times that make an exact rate.
+        let Some(rate) = Rate::within(quarantine.after, quarantine.within) else { return Vec::new() };
+        let cut = |set: &str, field: Field| update(set, &[field], quarantine.lasts, Carries::Nothing);
+        let statements = match quarantine.scope {
+            QuarantineScope::User => {
+                self.add_set(Set::dynamic("over_users", vec![KeyType::Uid]));
+                vec![
+                    update("over_users", &[Field::SocketUser], quarantine.within, Carries::Over(rate)),
+                    cut(QUARANTINED_USERS, Field::SocketUser),
+                ]
+            }
+            QuarantineScope::Host => vec![Statement::Limit(rate, Side::Over), cut(QUARANTINED_HOST, Field::Everybody)],
+        };
+        vec![Rule::new("quarantine", vec![], statements, Action::Continue)]
+    }
+
+    fn log_and_refuse(&self, id: &str) -> Vec<Rule> {
+        let mut rules = vec![log(id)];
+        rules.extend(self.refuse(id));
+        rules
+    }
+
+    /// The end: a local program fails at once and with a reason.
+    fn refuse(&self, id: &str) -> Vec<Rule> {
+        match self.policy.mode {
+            Mode::Observe => vec![Rule::new(id, vec![], vec![], Action::Accept)],
+            Mode::Enforce => vec![
+                Rule::new(id, vec![is(Field::L4Protocol, Protocol::TCP.0)], vec![], Action::Reset),
+                Rule::new(id, vec![], vec![], Action::Prohibit),
+            ],
+        }
+    }
+}
+
+/// One ledger rule for each protocol that has ports, and one for all others.
+fn counted(with_port: &str, key: &[Field], without: &str, short_key: &[Field]) -> Vec<Rule> {
+    let ported = [Protocol::TCP, Protocol::UDP];
+    let rule = |tests: Vec<Test>, set: &str, key: &[Field]| {
+        Rule::new("ledger", tests, vec![update(set, key, LEDGER_LIVES, Carries::Counter)], Action::Continue)
+    };
+    let mut rules: Vec<Rule> = ported.iter().map(|protocol| rule(vec![is(Field::L4Protocol, protocol.0)], with_port, key)).collect();
+    rules.push(rule(ported.iter().map(|protocol| is_not(Field::L4Protocol, protocol.0)).collect(), without, short_key));
+    rules
+}
+
+fn update(set: &str, key: &[Field], lives: Period, carries: Carries) -> Statement {
+    Statement::Update { set: set.to_string(), key: key.to_vec(), lives, carries }
+}
+
+fn log(id: &str) -> Rule {
+    let statements = vec![Statement::Limit(LOG_RATE, Side::Below), Statement::Log { prefix: format!("egressguard {id} ") }];
+    Rule::new(id, vec![], statements, Action::Continue)
+}
