@@ -1,0 +1,182 @@
+//! Stories of `refresh`: names move, disappear and come back, DNS fails, and the kernel is told only what changed.
+
+mod support;
+
+use support::{
+    API, API_V4, API_V6, LATER_V4, LATER_V6, NEIGHBOUR_V4, SECOND_RESOLVER_V4, SILENCE_V4, STRANGER_V4, World, is_refused, passes,
+};
+
+const DEFAULT: &[&str] = &["apply", "builtin:openai"];
+
+#[test]
+fn a_refresh_that_finds_nothing_new_writes_nothing_to_the_kernel() {
+    let Some(world) = World::new() else { return };
+    world.egressguard(DEFAULT).exits(0);
+    let generation = world.generation();
+    world.egressguard(&["refresh"]).exits(0).says(&["unchanged"]);
+    world.egressguard(&["refresh"]).exits(0);
+    assert_eq!(world.generation(), generation);
+}
+
+#[test]
+fn a_rotation_opens_the_new_address_and_lets_the_old_one_drain() {
+    let Some(mut world) = World::new() else { return };
+    world.egressguard(DEFAULT).exits(0);
+    world.nameserver.set(API, &[LATER_V4, LATER_V6]).unwrap();
+    is_refused(world.tls(LATER_V4));
+    let rules = world.rules();
+    world.egressguard(&["refresh"]).exits(0).says(&[LATER_V4, LATER_V6]);
+    for address in [LATER_V4, LATER_V6, API_V4, API_V6] {
+        passes(world.tls(address));
+    }
+    is_refused(world.tls(NEIGHBOUR_V4));
+    assert_eq!(world.addresses("tcp_443_v4"), [API_V4, LATER_V4]);
+    assert_eq!(world.rules(), rules, "a refresh changes elements of sets and no rule");
+    world.egressguard(&["status"]).exits(0).says(&["draining"]);
+}
+
+#[test]
+fn one_rotation_is_one_transaction() {
+    let Some(mut world) = World::new() else { return };
+    world.egressguard(DEFAULT).exits(0);
+    let generation = world.generation();
+    world.nameserver.set(API, &[LATER_V4, LATER_V6]).unwrap();
+    world.egressguard(&["refresh"]).exits(0);
+    assert_eq!(world.generation(), generation + 1);
+}
+
+#[test]
+fn when_dns_is_down_the_pins_stay() {
+    let Some(mut world) = World::new() else { return };
+    world.egressguard(DEFAULT).exits(0);
+    world.nameserver.kill();
+    let generation = world.generation();
+    world.egressguard(&["refresh"]).exits(0).says(&[API, "warning"]);
+    assert_eq!(world.generation(), generation);
+    passes(world.tls(API_V4));
+    passes(world.tls(API_V6));
+    is_refused(world.tcp(STRANGER_V4, 443));
+    world.nameserver.restart().unwrap();
+    world.egressguard(&["refresh"]).exits(0);
+    passes(world.tls(API_V4));
+}
+
+#[test]
+fn when_the_resolver_is_silent_the_pins_stay() {
+    let Some(world) = World::new() else { return };
+    world.egressguard(DEFAULT).exits(0);
+    world.ask_at(&[SILENCE_V4]);
+    world.egressguard(&["refresh"]).exits(0).says(&["warning"]);
+    passes(world.tls(API_V4));
+}
+
+#[test]
+fn a_name_that_ceases_to_exist_or_fails_keeps_its_pins() {
+    let Some(mut world) = World::new() else { return };
+    world.egressguard(DEFAULT).exits(0);
+    world.nameserver.forget(API).unwrap();
+    world.egressguard(&["refresh"]).exits(0).says(&[API, "does not exist"]);
+    passes(world.tls(API_V4));
+    world.nameserver.fail().unwrap();
+    world.egressguard(&["refresh"]).exits(0).says(&["SERVFAIL"]);
+    passes(world.tls(API_V6));
+    world.nameserver.set(API, &[]).unwrap();
+    world.egressguard(&["refresh"]).exits(0).says(&[API]);
+    passes(world.tls(API_V4));
+}
+
+#[test]
+fn an_apply_without_dns_is_closed_until_a_refresh_succeeds() {
+    let Some(mut world) = World::new() else { return };
+    world.nameserver.kill();
+    world.egressguard(DEFAULT).exits(1).says(&[API, "no pin"]);
+    is_refused(world.tls(API_V4));
+    is_refused(world.tcp(STRANGER_V4, 443));
+    let rules = world.rules();
+    world.nameserver.restart().unwrap();
+    world.egressguard(&["refresh"]).exits(0).says(&[API_V4]);
+    passes(world.tls(API_V4));
+    assert_eq!(world.rules(), rules, "the first pin changes no rule");
+}
+
+#[test]
+fn one_bad_name_does_not_spoil_the_others() {
+    let Some(world) = World::new() else { return };
+    let policy = world.policy(&format!("version: 1\noutbound:\n  - to: {API}\n  - to: missing.example.com\n"));
+    world.egressguard(&["apply", &policy]).exits(1).says(&["missing.example.com", "does not exist"]);
+    passes(world.tls(API_V4));
+    world.egressguard(&["status"]).exits(0).says(&["unresolved", "missing.example.com"]);
+}
+
+#[test]
+fn an_answer_in_a_special_purpose_range_is_refused_with_the_reason_unless_allowed() {
+    let Some(mut world) = World::new() else { return };
+    world.nameserver.set(API, &[API_V4, "10.0.0.1", "169.254.169.254", "::1", "127.0.0.1"]).unwrap();
+    world.egressguard(DEFAULT).exits(0).says(&["10.0.0.1", "169.254.169.254", "private"]);
+    assert_eq!(world.addresses("tcp_443_v4"), [API_V4]);
+    assert!(world.addresses("tcp_443_v6").is_empty());
+    let policy = world.policy(&format!("version: 1\nrefresh: {{private: allow}}\noutbound:\n  - to: {API}\n"));
+    world.egressguard(&["apply", &policy]).exits(0);
+    assert!(world.addresses("tcp_443_v4").contains(&"10.0.0.1".to_string()));
+}
+
+#[test]
+fn a_chain_of_aliases_is_followed_and_an_alias_that_leads_nowhere_keeps_the_pins() {
+    let Some(mut world) = World::new() else { return };
+    world.nameserver.set_alias(API, "api.edge.example.net").unwrap();
+    world.nameserver.set_alias("api.edge.example.net", "pool.example.org").unwrap();
+    world.nameserver.set("pool.example.org", &[LATER_V4, LATER_V6]).unwrap();
+    world.egressguard(DEFAULT).exits(0).says(&[LATER_V4]);
+    passes(world.tls(LATER_V6));
+    world.nameserver.forget("pool.example.org").unwrap();
+    world.egressguard(&["refresh"]).exits(0);
+    passes(world.tls(LATER_V4));
+}
+
+#[test]
+fn a_deleted_pin_and_a_deleted_table_are_put_back() {
+    let Some(world) = World::new() else { return };
+    world.egressguard(DEFAULT).exits(0);
+    world.nft(&["delete", "element", "inet", "egressguard", "tcp_443_v4", &format!("{{ {API_V4} }}")]).exits(0);
+    is_refused(world.tls(API_V4));
+    world.egressguard(&["refresh"]).exits(0);
+    passes(world.tls(API_V4));
+    world.nft(&["delete", "table", "inet", "egressguard"]).exits(0);
+    world.egressguard(&["refresh", "--repair"]).exits(0);
+    is_refused(world.tcp(STRANGER_V4, 443));
+    passes(world.tls(API_V4));
+}
+
+#[test]
+fn rules_changed_by_others_are_drift_and_stay_until_repaired() {
+    let Some(world) = World::new() else { return };
+    world.egressguard(DEFAULT).exits(0);
+    let rules = world.rules();
+    world.nft(&["insert", "rule", "inet", "egressguard", "output", "tcp", "dport", "4444", "accept"]).exits(0);
+    passes(world.tcp(STRANGER_V4, 4444));
+    world.egressguard(&["refresh"]).exits(1).says(&["drift", "output", "--repair"]);
+    world.egressguard(&["refresh", "--repair"]).exits(0);
+    is_refused(world.tcp(STRANGER_V4, 4444));
+    assert_eq!(world.rules(), rules);
+}
+
+#[test]
+fn a_refresh_where_nothing_is_applied_says_what_to_do() {
+    let Some(world) = World::new() else { return };
+    world.egressguard(&["refresh"]).exits(3).says(&["apply"]);
+    assert_eq!(world.rules(), None);
+}
+
+#[test]
+fn a_resolver_that_moves_stays_reachable() {
+    let Some(mut world) = World::new() else { return };
+    world.egressguard(DEFAULT).exits(0);
+    // The host's DHCP server names another resolver: the rules must follow before anything can be asked there.
+    world.nameserver.kill();
+    let mut moved = world.second_nameserver();
+    moved.set(API, &[LATER_V4, LATER_V6]).unwrap();
+    world.ask_at(&[SECOND_RESOLVER_V4]);
+    world.egressguard(&["refresh"]);
+    world.egressguard(&["refresh"]).exits(0);
+    passes(world.tls(LATER_V4));
+}
