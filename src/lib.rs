@@ -24,18 +24,22 @@
 //! | ruleset | 2 | |
 //! | judge | 3 | |
 //! | world | 4 | |
-//! | command | 5 | |
+//! | state | 5 | |
 //! | simulated | 5 | |
 //! | system | 5 | |
-//! | demo | 6 | |
+//! | command | 6 | |
+//! | demo | 7 | |
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod base;
+pub mod command;
+pub mod demo;
 pub mod judge;
 pub mod pins;
 pub mod policy;
 pub mod ruleset;
 pub mod simulated;
+pub mod state;
 pub mod system;
 pub mod world;

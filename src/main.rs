@@ -1,1 +1,134 @@
-fn main() {}
+//! Wires the real world into a command, and turns a failure into words and an exit code. Nothing is decided here.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use egressguard::command::arguments::{Arguments, Command, When};
+use egressguard::command::{self, Exit, Failure, Output, Style, Verbosity};
+use egressguard::demo::{self, Colour, DemoOptions};
+use egressguard::ruleset::program::{GenerationId, Op, TableDump};
+use egressguard::system::files::{NamedDocuments, StateDirectory};
+use egressguard::system::host::LocalHost;
+use egressguard::system::netlink::NfTables;
+use egressguard::system::resolver::DnsResolver;
+use egressguard::world::{Depth, Kernel, KernelError, World};
+use nix::sched::{CloneFlags, setns};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let (mut out, mut err) = (io::stdout(), io::stderr());
+    let mut output = Output { out: &mut out, err: &mut err, style: style(&arguments), verbosity: verbosity(&arguments) };
+    let mut kernel = OnDemand(None);
+    let ended = match &arguments.command {
+        Command::Demo => demonstrate(&arguments),
+        _ => in_world(&arguments, &mut kernel, &mut output),
+    };
+    let exit = ended.unwrap_or_else(|failure| {
+        // Nobody reads on: a closed pipe is no failure.
+        if failure.exit != Exit::Done {
+            output.failure(&failure);
+        }
+        failure.exit
+    });
+    let _ = io::stdout().flush();
+    // Closing the socket can wait for the kernel's grace period; the user need not.
+    if let Some(kernel) = kernel.0 {
+        kernel.release();
+    }
+    ExitCode::from(exit as u8)
+}
+
+fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -> Result<Exit, Failure> {
+    let mut host = match &arguments.netns {
+        Some(name) => {
+            enter(name)?;
+            LocalHost::in_netns(name)
+        }
+        None => LocalHost::new(),
+    };
+    if let Some(path) = &arguments.resolv_conf {
+        host.resolv_conf.clone_from(path);
+    }
+    let mut resolver = DnsResolver::new();
+    let mut files = StateDirectory::new(arguments.state_dir.clone());
+    let mut documents = NamedDocuments;
+    let mut world = World { kernel, resolver: &mut resolver, host: &host, files: &mut files, documents: &mut documents };
+    command::run(&arguments.command, &mut world, output)
+}
+
+/// Runs the demo, which writes by itself.
+fn demonstrate(arguments: &Arguments) -> Result<Exit, Failure> {
+    let refused = |error: anyhow::Error| Failure::refused(format!("{error:#}"), "run it again with a writable standard output");
+    let program = std::env::current_exe().map_err(|error| refused(error.into()))?;
+    let colour = match arguments.color {
+        When::Auto => Colour::Auto,
+        When::Always => Colour::Always,
+        When::Never => Colour::Never,
+    };
+    match demo::run(DemoOptions { program, colour }).map_err(refused)? {
+        0 => Ok(Exit::Done),
+        1 => Ok(Exit::No),
+        _ => Ok(Exit::Refused),
+    }
+}
+
+/// Moves this process into a named network namespace.
+fn enter(name: &str) -> Result<(), Failure> {
+    let path = PathBuf::from("/run/netns").join(name);
+    if name.is_empty() || name.contains('/') || name == ".." {
+        return Err(Failure::wrong(format!("`{name}` is not the name of a network namespace"), "`ip netns list` shows the names"));
+    }
+    let namespace = File::open(&path).map_err(|error| {
+        Failure::refused(format!("cannot open network namespace `{name}`: {error}"), "`ip netns list` shows the names, `ip netns add` makes one")
+    })?;
+    setns(namespace, CloneFlags::CLONE_NEWNET)
+        .map_err(|errno| Failure::refused(format!("cannot enter network namespace `{name}` ({errno:?})"), "run it as root"))
+}
+
+fn style(arguments: &Arguments) -> Style {
+    let terminal = io::stderr().is_terminal();
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    match arguments.color {
+        When::Always => Style::Coloured,
+        When::Auto if terminal && wanted => Style::Coloured,
+        When::Auto | When::Never if terminal => Style::Terminal,
+        When::Auto | When::Never => Style::Plain,
+    }
+}
+
+fn verbosity(arguments: &Arguments) -> Verbosity {
+    match (arguments.quiet, arguments.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    }
+}
+
+/// The kernel's packet filter, opened when it is first asked for, so that commands without a kernel need none.
+struct OnDemand(Option<NfTables>);
+
+impl OnDemand {
+    fn open(&mut self) -> Result<&mut NfTables, KernelError> {
+        if self.0.is_none() {
+            self.0 = Some(NfTables::open()?);
+        }
+        self.0.as_mut().ok_or_else(|| KernelError::Broken("the socket was not opened".to_string()))
+    }
+}
+
+impl Kernel for OnDemand {
+    fn generation(&mut self) -> Result<GenerationId, KernelError> {
+        self.open()?.generation()
+    }
+
+    fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError> {
+        self.open()?.observe(depth)
+    }
+
+    fn commit(&mut self, expected: GenerationId, ops: &[Op]) -> Result<GenerationId, KernelError> {
+        self.open()?.commit(expected, ops)
+    }
+}

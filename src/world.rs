@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
-pub use crate::pins::Answer;
+pub use crate::pins::{Anchor, Answer};
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
 
@@ -67,10 +67,68 @@ pub trait Resolver {
     ) -> BTreeMap<DnsName, Answer>;
 }
 
+/// Why a file of the state directory was not read or written: the text names the file and the errno.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum FileError {
+    /// Not permitted, or read-only.
+    #[error("{0}")]
+    Denied(String),
+    /// No space, or a quota.
+    #[error("{0}")]
+    Full(String),
+    /// Another process of ours holds the lock.
+    #[error("{0}")]
+    Locked(String),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// The files of the state directory, by name. A write is whole or absent, also after a power cut.
+pub trait Files {
+    /// The content; `None` when there is no such file.
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, FileError>;
+
+    /// Replaces the content; it is on the disk when this returns.
+    fn write(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
+
+    /// Replaces the content without waiting for the disk: after a power cut it may be the old one, or empty.
+    fn note(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
+
+    /// Removes a file; nothing happens when there is none.
+    fn remove(&mut self, name: &str) -> Result<(), FileError>;
+
+    /// The names of all files, sorted.
+    fn list(&self) -> Result<Vec<String>, FileError>;
+
+    /// Waits for the lock that orders our own processes, at most ten seconds; it is held until the process ends. `purpose` is what
+    /// those who wait are told.
+    fn lock(&mut self, purpose: &str) -> Result<(), FileError>;
+
+    /// Where the files are, for words.
+    fn place(&self) -> String;
+}
+
+/// Files that the user names.
+pub trait Documents {
+    /// The content of a file; of standard input for `-`.
+    fn read(&self, path: &str) -> Result<Vec<u8>, FileError>;
+
+    /// Replaces the content of a file, whole or not at all.
+    fn write(&mut self, path: &str, content: &[u8]) -> Result<(), FileError>;
+}
+
 /// What is asked of the host.
 pub trait Host {
     /// The wall clock.
     fn now(&self) -> Timestamp;
+
+    /// This moment on the wall clock and on the clock that nobody can set, by which jumps of the former are found
+    /// ([`crate::pins::rebase`]).
+    fn clock(&self) -> Anchor;
+
+    /// Something that tells this network namespace from every other one of this boot.
+    fn namespace(&self) -> String;
 
     /// The number of a user; `None` when there is none.
     fn user(&self, name: &str) -> Result<Option<u32>, String>;
@@ -83,4 +141,21 @@ pub trait Host {
 
     /// The host's real upstream DNS servers; empty when it names none.
     fn system_servers(&self) -> Result<Vec<IpAddr>, String>;
+
+    /// The peer and the local port of the remote session this runs in, as `SSH_CONNECTION` tells; `None` when it runs in none.
+    fn remote_session(&self) -> Option<(IpAddr, u16)>;
+}
+
+/// All of it together.
+pub struct World<'a> {
+    /// The packet filter.
+    pub kernel: &'a mut dyn Kernel,
+    /// DNS.
+    pub resolver: &'a mut dyn Resolver,
+    /// The host.
+    pub host: &'a dyn Host,
+    /// The state directory.
+    pub files: &'a mut dyn Files,
+    /// Files that the user names.
+    pub documents: &'a mut dyn Documents,
 }

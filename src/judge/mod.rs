@@ -1,6 +1,8 @@
-//! Questions about rules: what becomes of a packet and why, and whether a policy keeps its own promises. Values in, values out.
+//! Questions about rules: what becomes of a packet and why, whether a policy keeps its own promises, and
+//! what has to change in a kernel. Values in, values out.
 
 pub mod packet;
+pub mod plan;
 pub mod trace;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,325 @@
+//! `apply`: from a policy to the kernel, in one transaction.
+
+use serde_json::{Value, json};
+
+use crate::base::net::IpNet;
+use crate::command::arguments::ApplyArguments;
+use crate::command::enforce::{self, Committed};
+use crate::command::source::{self, Source};
+use crate::command::{Exit, Failure, Output, test};
+use crate::judge::plan::{Plan, plan};
+use crate::pins::{Answer, Confirmation, NamePins, Pins, What};
+use crate::policy::{Mode, Policy, Sources, Transport};
+use crate::ruleset::Ruleset;
+use crate::ruleset::compile::{Facts, compile};
+use crate::state::{self, Current, LastRefresh, Record, Saved};
+use crate::world::{Depth, Host, World};
+
+/// Runs `apply`.
+pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
+    let source = source::load(&arguments.policy.policy, world.documents, output)?;
+    let (facts, missing) = source::facts(&source.policy, world.host)?;
+    if !missing.is_empty() {
+        return Err(Failure::refused(missing.join("\n       "), "create it first, or take the rule out; nothing was changed"));
+    }
+    if !arguments.force {
+        refuse_lockout(&source.policy, world.host)?;
+    }
+    if !arguments.dry_run {
+        world.files.lock("apply")?;
+    }
+    // A kernel that cannot be used is said before DNS is waited for.
+    world.kernel.generation()?;
+    let names = enforce::names(&source.policy).len();
+    output.detail(&format!("policy `{}` is valid: {names} names, {} DNS servers", source.policy.name, facts.servers.len()));
+    let confirmation = addresses(arguments, &source, &facts, world, output)?;
+    if arguments.skip_tests {
+        output.warn(&format!("{} policy tests are skipped", source.policy.tests.len()));
+    } else if let Some(failing) = test::failing(&source.policy, &confirmation.pins, &facts) {
+        return Err(Failure {
+            exit: Exit::No,
+            message: format!("the policy fails its own tests\n{failing}"),
+            help: Some("nothing was changed; mend the rule or the test, or use `--skip-tests`".to_string()),
+        });
+    }
+    if arguments.dry_run {
+        return dry_run(arguments, &source, &facts, &confirmation.pins, world, output);
+    }
+    load(arguments, &source, &facts, confirmation, world, output)
+}
+
+/// The pins to load: of a file, or confirmed by DNS.
+fn addresses(
+    arguments: &ApplyArguments,
+    source: &Source,
+    facts: &Facts,
+    world: &mut World,
+    output: &mut Output,
+) -> Result<Confirmation, Failure> {
+    let policy = &source.policy;
+    let now = world.host.now();
+    if let Some(path) = &arguments.pins {
+        let answers = source::pins(path, world.documents)?.names.into_iter().map(|(name, pins)| (name, answer_of(pins)));
+        let answers = enforce::names(policy).into_iter().map(|name| (name, unlisted(path))).chain(answers).collect();
+        return Ok(enforce::confirm(policy, &earlier_pins(world, policy, output), &answers, now));
+    }
+    let earlier = earlier_pins(world, policy, output);
+    Ok(enforce::resolve(policy, facts, &earlier, world.resolver, now, output))
+}
+
+/// A pins file stands in for DNS: what it lists is what was answered.
+fn answer_of(pins: NamePins) -> Answer {
+    let addresses = pins.leases.into_iter().map(|(address, lease)| (address, (lease.ttl, lease.server))).collect();
+    Answer::Addresses { chain: pins.chain, addresses, complaints: Vec::new() }
+}
+
+fn unlisted(path: &str) -> Answer {
+    Answer::Failed { reasons: vec![format!("`{path}` does not list it")] }
+}
+
+/// The pins of the generation before; none when they cannot be read.
+fn earlier_pins(world: &World, policy: &Policy, output: &mut Output) -> Pins {
+    let earlier = match state::current(world.files) {
+        Ok(Current::Generation(generation)) => state::load(world.files, generation),
+        Ok(Current::Nothing | Current::Removed) => Ok(None),
+        Err(error) => Err(error),
+    };
+    match earlier {
+        Ok(saved) => saved.map(|saved| enforce::earlier_pins(&saved, policy, world.host)).unwrap_or_default(),
+        Err(error) => {
+            output.warn(&format!("{error}: starting without earlier pins"));
+            Pins::default()
+        }
+    }
+}
+
+/// Refuses a policy under which the session this runs in could not be opened again.
+fn refuse_lockout(policy: &Policy, host: &dyn Host) -> Result<(), Failure> {
+    let Some((peer, port)) = host.remote_session() else { return Ok(()) };
+    let within = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&peer));
+    let by_management = policy.management.as_ref().is_some_and(|management| management.port == port && within(&management.from));
+    let by_inbound = policy.inbound.as_ref().is_some_and(|inbound| {
+        inbound.port == port
+            && inbound.protocol == Transport::Tcp
+            && match &inbound.from {
+                Sources::Any => true,
+                Sources::Nets(nets) => within(nets),
+            }
+    });
+    if by_management || by_inbound || policy.mode == Mode::Observe {
+        return Ok(());
+    }
+    Err(Failure::refused(
+        format!("this session comes from {peer} to port {port}, and the policy would not let it be opened again"),
+        format!("add `management: {{port: {port}, from: [{}]}}` to the policy, or use `--force` on a console", IpNet::from(peer)),
+    ))
+}
+
+fn dry_run(
+    arguments: &ApplyArguments,
+    source: &Source,
+    facts: &Facts,
+    pins: &Pins,
+    world: &mut World,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
+    let now = world.host.now();
+    let (_, there) = world.kernel.observe(Depth::Pins)?;
+    let held = there.as_ref().and_then(|dump| crate::ruleset::lift::lift(dump, now).identity);
+    let meant = compile(&source.policy, pins, facts, held.map_or(0, |identity| identity.generation));
+    let change = plan(there.as_ref(), &meant, now)?;
+    if arguments.json {
+        output.json(&answer("dry-run", &source.policy, meant.identity.generation, &change, pins))?;
+    } else if change.is_nothing() {
+        output.say(&format!("nothing would change: the kernel holds policy `{}`", source.policy.name))?;
+    } else {
+        output.say(&format!("would apply policy `{}`:", source.policy.name))?;
+        describe(&change, output)?;
+    }
+    Ok(if change.is_nothing() { Exit::Done } else { Exit::No })
+}
+
+fn load(
+    arguments: &ApplyArguments,
+    source: &Source,
+    facts: &Facts,
+    confirmation: Confirmation,
+    world: &mut World,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
+    let policy = &source.policy;
+    let mut confirmation = confirmation;
+    let mut loaded = commit(source, facts, &confirmation, Generation::New, world)?;
+    let blocked = !unresolved(&confirmation.pins).is_empty();
+    if blocked && arguments.pins.is_none() && loaded.committed.plan.touches_rules() {
+        // The rules from before may have refused the questions that the new policy asks.
+        confirmation = enforce::resolve(policy, facts, &confirmation.pins, world.resolver, world.host.now(), output);
+        if confirmation.changes.iter().any(|change| change.what == What::Added) {
+            let again = commit(source, facts, &confirmation, Generation::Same(loaded.generation), world)?;
+            loaded.committed.kernel = again.committed.kernel;
+            loaded.committed.plan.added.extend(again.committed.plan.added);
+        }
+    }
+    remember(&loaded, &confirmation, world)?;
+    report(arguments, policy, &loaded, &confirmation, output)
+}
+
+/// Under which number a ruleset is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Generation {
+    /// The next one, once something has to change.
+    New,
+    /// This one, again.
+    Same(u64),
+}
+
+/// What was loaded.
+struct Loaded {
+    generation: u64,
+    committed: Committed,
+}
+
+/// Loads and saves one generation.
+fn commit(source: &Source, facts: &Facts, confirmation: &Confirmation, generation: Generation, world: &mut World) -> Result<Loaded, Failure> {
+    let now = world.host.now();
+    let policy = &source.policy;
+    let current = match (generation, state::current(world.files)) {
+        (Generation::Same(generation), _) | (Generation::New, Ok(Current::Generation(generation))) => Some(generation),
+        _ => None,
+    };
+    let mut meant = compile(policy, &confirmation.pins, facts, current.unwrap_or(0));
+    let clock = world.host.clock();
+    let mut saved = None;
+    let files = &mut *world.files;
+    let committed = enforce::commit(world.kernel, &mut meant, now, &mut |ruleset: &mut Ruleset| {
+        if generation == Generation::New {
+            ruleset.number(state::highest(files)?.max(ruleset.identity.generation) + 1);
+        }
+        // ORDER: saved before it is loaded, so that what the kernel holds can always be found again; named as the one to restore
+        // only when it has been read back.
+        let record = Record::new(ruleset.identity.generation, policy, facts, &clock);
+        state::save(files, &Saved { policy: source.content.clone(), pins: confirmation.pins.clone(), record })?;
+        saved = Some(ruleset.identity.generation);
+        Ok(())
+    });
+    match (committed, saved) {
+        (Ok(committed), Some(saved)) => {
+            state::make_current(world.files, saved)?;
+            Ok(Loaded { generation: saved, committed })
+        }
+        (Ok(committed), None) => Ok(Loaded { generation: meant.identity.generation, committed }),
+        (Err(failure), saved) => {
+            if let (Some(saved), Generation::New) = (saved, generation) {
+                state::discard(world.files, saved);
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Remembers which kernel generation holds these rules.
+fn remember(loaded: &Loaded, confirmation: &Confirmation, world: &mut World) -> Result<(), Failure> {
+    let last = LastRefresh {
+        at: world.host.now().0,
+        generation: loaded.generation,
+        kernel_generation: loaded.committed.kernel.0,
+        namespace: world.host.namespace(),
+        problems: enforce::problems(confirmation).into_iter().map(|(name, words)| (name.to_string(), words)).collect(),
+    };
+    Ok(state::save_refresh(world.files, &last)?)
+}
+
+fn report(
+    arguments: &ApplyArguments,
+    policy: &Policy,
+    loaded: &Loaded,
+    confirmation: &Confirmation,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
+    let (generation, change) = (loaded.generation, &loaded.committed.plan);
+    warn_of(confirmation, output);
+    if arguments.json {
+        let verb = if change.is_nothing() { "unchanged" } else { "applied" };
+        output.json(&answer(verb, policy, generation, change, &confirmation.pins))?;
+    } else if change.is_nothing() {
+        output.say(&format!("unchanged: policy `{}` (generation {generation}) is what the kernel holds", policy.name))?;
+    } else {
+        let mode = if policy.mode == Mode::Observe { ", mode observe: nothing is blocked" } else { "" };
+        output.say(&format!("applied policy `{}` (generation {generation}{mode})", policy.name))?;
+        describe(change, output)?;
+    }
+    Ok(if unresolved(&confirmation.pins).is_empty() { Exit::Done } else { Exit::No })
+}
+
+/// Says what went wrong with names.
+pub fn warn_of(confirmation: &Confirmation, output: &mut Output) {
+    for (name, words) in enforce::problems(confirmation) {
+        let consequence = match confirmation.pins.names.get(&name) {
+            Some(pins) if !pins.leases.is_empty() => "its pins stay until they expire",
+            _ => "it has no pin and is blocked",
+        };
+        output.warn(&format!("{name}: {words}; {consequence}"));
+    }
+}
+
+/// The names that have no pin.
+pub fn unresolved(pins: &Pins) -> Vec<String> {
+    pins.names.iter().filter(|(_, pins)| pins.leases.is_empty()).map(|(name, _)| name.to_string()).collect()
+}
+
+/// The change for people: at most twenty elements of a kind.
+pub fn describe(change: &Plan, output: &mut Output) -> Result<(), Failure> {
+    const MOST: usize = 20;
+    for what in &change.foreign {
+        output.say(&format!("  removed what was not ours: {what}"))?;
+    }
+    if change.fresh {
+        output.say("  made table `inet egressguard`")?;
+    } else if !change.chains.is_empty() {
+        output.say(&format!("  rules of {}", change.chains.join(", ")))?;
+    }
+    if !change.sets.is_empty() {
+        output.say(&format!("  sets {}", change.sets.join(", ")))?;
+    }
+    for (sign, elements) in [('+', &change.added), ('-', &change.removed), ('~', &change.renewed)] {
+        // Constant elements of the rules have no comment and say nothing to people.
+        let mut named: Vec<_> = elements.iter().filter(|element| !element.comment.is_empty()).collect();
+        named.dedup_by_key(|element| (&element.element, &element.comment));
+        for element in named.iter().take(MOST) {
+            output.say(&format!("  {sign} {:<39}  {}", element.element, element.comment))?;
+        }
+        if named.len() > MOST {
+            output.say(&format!("  {sign} … and {} more", named.len() - MOST))?;
+        }
+    }
+    Ok(())
+}
+
+/// The answer as JSON.
+fn answer(verb: &str, policy: &Policy, generation: u64, change: &Plan, pins: &Pins) -> Value {
+    json!({
+        "schema": "egressguard.apply/1",
+        "result": verb,
+        "changed": !change.is_nothing(),
+        "policy": {"name": policy.name.as_str(), "sha256": policy.sha256},
+        "generation": generation,
+        "change": change_json(change),
+        "unresolved": unresolved(pins),
+    })
+}
+
+/// The change as JSON.
+pub fn change_json(change: &Plan) -> Value {
+    let elements = |elements: &[crate::judge::plan::ElementChange]| -> Vec<Value> {
+        elements.iter().map(|element| json!({"set": element.set, "element": element.element, "comment": element.comment})).collect()
+    };
+    json!({
+        "fresh": change.fresh,
+        "chains": change.chains,
+        "sets": change.sets,
+        "foreign": change.foreign,
+        "added": elements(&change.added),
+        "removed": elements(&change.removed),
+        "renewed": elements(&change.renewed),
+    })
+}

@@ -1,0 +1,231 @@
+//! What can be asked on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where the policy is when none is named.
+pub const DEFAULT_POLICY: &str = "/etc/egressguard/policy.yaml";
+/// Where the state is when no directory is named.
+pub const DEFAULT_STATE: &str = "/var/lib/egressguard";
+
+/// One inbound port, outbound TLS to named hosts only, held by the kernel.
+#[derive(Debug, Parser)]
+#[command(name = "egressguard", version, about, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 done, same, clean; 1 the answer is no; 2 the question is wrong; 3 the world refused.\n\
+Start with `egressguard demo`: it is safe, needs no root and no internet.")]
+pub struct Arguments {
+    /// Where applied policies and their pins are kept.
+    #[arg(long, global = true, env = "EGRESSGUARD_STATE_DIR", value_name = "DIR", default_value = DEFAULT_STATE, help_heading = "World")]
+    pub state_dir: PathBuf,
+    /// Work in this network namespace, named as `ip netns` names them.
+    #[arg(long, global = true, value_name = "NAME", help_heading = "World")]
+    pub netns: Option<String>,
+    /// Read the system's DNS servers from this file.
+    #[arg(long, global = true, env = "EGRESSGUARD_RESOLV_CONF", value_name = "FILE", help_heading = "World")]
+    pub resolv_conf: Option<PathBuf>,
+    /// When to use colour.
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = "Words")]
+    pub color: When,
+    /// Say nothing but errors and what was asked for.
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Words")]
+    pub quiet: bool,
+    /// Say every step.
+    #[arg(short, long, global = true, help_heading = "Words")]
+    pub verbose: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Parse, validate and lint a policy.
+    Check(CheckArguments),
+    /// Run a policy's own tests against its compiled rules.
+    Test(TestArguments),
+    /// Resolve the names of a policy into a pins file.
+    Resolve(ResolveArguments),
+    /// Print what would be loaded.
+    Render(RenderArguments),
+    /// Resolve, compile, load at once, read back, and save.
+    Apply(ApplyArguments),
+    /// Resolve again and update what has changed.
+    Refresh(RefreshArguments),
+    /// Load the last applied policy without DNS; lockdown when there is none.
+    Restore,
+    /// Show what is active, its pins and their age, and drift.
+    Status(StatusArguments),
+    /// Take the rules away.
+    Remove(RemoveArguments),
+    /// Show the whole story in a throw-away network namespace.
+    Demo,
+    /// Print the JSON Schema of the policy language.
+    Schema,
+    /// Print completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Print the manual page, or write the pages of all commands.
+    Man {
+        /// Write `egressguard.1` and one page for each command into this directory.
+        #[arg(long, value_name = "DIR")]
+        output_dir: Option<PathBuf>,
+    },
+}
+
+/// A shell that completions are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// Which policy.
+#[derive(Debug, Clone, Args)]
+pub struct PolicyArgument {
+    /// A file, `-` for standard input, or `builtin:NAME` (openai, openai-residency, azure-openai, anthropic, lockdown).
+    #[arg(value_name = "POLICY", default_value = DEFAULT_POLICY)]
+    pub policy: String,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// Which policy.
+    #[command(flatten)]
+    pub policy: PolicyArgument,
+    /// Treat warnings as errors.
+    #[arg(long)]
+    pub strict: bool,
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `test`.
+#[derive(Debug, Args)]
+pub struct TestArguments {
+    /// Which policy.
+    #[command(flatten)]
+    pub policy: PolicyArgument,
+    /// Take the addresses from this pins file; without it a name stands for itself.
+    #[arg(long, value_name = "FILE")]
+    pub pins: Option<String>,
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `resolve`.
+#[derive(Debug, Args)]
+pub struct ResolveArguments {
+    /// Which policy.
+    #[command(flatten)]
+    pub policy: PolicyArgument,
+    /// Write the pins to this file; pins that it already holds are confirmed, not forgotten.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<String>,
+}
+
+/// Arguments of `render`.
+#[derive(Debug, Args)]
+pub struct RenderArguments {
+    /// Which policy.
+    #[command(flatten)]
+    pub policy: PolicyArgument,
+    /// How to write it.
+    #[arg(long, value_name = "FORMAT", default_value = "nft")]
+    pub format: RenderFormat,
+    /// Take the addresses from this pins file; without it names have none.
+    #[arg(long, value_name = "FILE")]
+    pub pins: Option<String>,
+    /// The same as `--format json`.
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+}
+
+/// How rules are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RenderFormat {
+    /// A script for `nft -f`.
+    Nft,
+    /// A JSON object.
+    Json,
+}
+
+/// Arguments of `apply`.
+#[derive(Debug, Args)]
+pub struct ApplyArguments {
+    /// Which policy.
+    #[command(flatten)]
+    pub policy: PolicyArgument,
+    /// Say what would change, and change nothing. Exit code 1 when something would.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Take the addresses from this pins file and ask no DNS server.
+    #[arg(long, value_name = "FILE")]
+    pub pins: Option<String>,
+    /// Apply although this remote session could not be opened again.
+    #[arg(long)]
+    pub force: bool,
+    /// Apply although policy tests fail.
+    #[arg(long)]
+    pub skip_tests: bool,
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `refresh`.
+#[derive(Debug, Args)]
+pub struct RefreshArguments {
+    /// Put rules right that somebody else changed.
+    #[arg(long)]
+    pub repair: bool,
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `remove`.
+#[derive(Debug, Args)]
+pub struct RemoveArguments {
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,175 @@
+//! Making the kernel hold what is meant: resolve, plan, commit, read back. Shared by apply, refresh and restore.
+
+use std::collections::BTreeMap;
+
+use crate::base::name::DnsName;
+use crate::base::time::Timestamp;
+use crate::command::{Failure, Output};
+use crate::judge::plan::{Plan, plan};
+use crate::pins::{self, Answer, Confirmation, LeaseRules, Outcome, Pins, SpecialAnswers, What};
+use crate::policy::{DnsServer, Policy, PrivateAnswers, Target};
+use crate::ruleset::Ruleset;
+use crate::ruleset::compile::Facts;
+use crate::ruleset::program::{GenerationId, TableDump};
+use crate::state::Saved;
+use crate::world::{Depth, Host, Kernel, KernelError, Resolver};
+
+/// How often a commit is planned again when somebody else changes the packet filter meanwhile.
+const ATTEMPTS: usize = 8;
+
+/// What a commit did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// What was changed.
+    pub plan: Plan,
+    /// The kernel's generation after it.
+    pub kernel: GenerationId,
+}
+
+/// The names of a policy that stand for addresses, each once.
+pub fn names(policy: &Policy) -> Vec<DnsName> {
+    let outbound = policy.outbound.iter().flat_map(|entry| &entry.to);
+    let mut names: Vec<DnsName> = outbound
+        .chain(&policy.host.ntp)
+        .filter_map(|destination| match &destination.target {
+            Target::Name(name) => Some(name.clone()),
+            Target::Net(_) => None,
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// The lease rules that a policy sets.
+pub fn lease_rules(policy: &Policy) -> LeaseRules {
+    LeaseRules {
+        keep: policy.refresh.keep,
+        every: policy.refresh.every,
+        special: match policy.refresh.private {
+            PrivateAnswers::Refuse => SpecialAnswers::Refuse,
+            PrivateAnswers::Allow => SpecialAnswers::Allow,
+        },
+    }
+}
+
+/// The pins of an earlier generation as they count now: stamps follow the clock where it jumped.
+pub fn earlier_pins(saved: &Saved, policy: &Policy, host: &dyn Host) -> Pins {
+    pins::rebase(&saved.pins, &saved.record.clock(), &host.clock(), policy.refresh.keep).pins
+}
+
+/// Asks for every name and confirms the pins. Only the policy's names are kept.
+pub fn resolve(
+    policy: &Policy,
+    facts: &Facts,
+    earlier: &Pins,
+    resolver: &mut dyn Resolver,
+    now: Timestamp,
+    output: &mut Output,
+) -> Confirmation {
+    let names = names(policy);
+    let answers = ask(&names, &facts.servers, resolver, output);
+    confirm(policy, earlier, &answers, now)
+}
+
+/// Confirms the pins by these answers. Only the policy's names are kept.
+pub fn confirm(policy: &Policy, earlier: &Pins, answers: &BTreeMap<DnsName, Answer>, now: Timestamp) -> Confirmation {
+    let known = earlier.only(&names(policy).into_iter().collect());
+    pins::confirm(&known, answers, &lease_rules(policy), now)
+}
+
+/// What went wrong, name by name, as a clause about the name.
+pub fn problems(confirmation: &Confirmation) -> BTreeMap<DnsName, String> {
+    let mut problems = BTreeMap::new();
+    for (name, outcome) in &confirmation.outcomes {
+        let mut words: Vec<String> = match outcome {
+            Outcome::Confirmed { complaints, .. } => complaints.clone(),
+            Outcome::Kept { why, .. } | Outcome::Unresolved { why } => vec![why.clone()],
+        };
+        let refused = confirmation.changes.iter().filter(|change| change.name == *name);
+        let refused = refused.filter(|change| matches!(change.what, What::Refused(_) | What::OverCap));
+        words.extend(refused.map(|change| format!("{} {}", change.address, change.what)));
+        if !words.is_empty() {
+            problems.insert(name.clone(), words.join("; "));
+        }
+    }
+    problems
+}
+
+fn ask(names: &[DnsName], servers: &[DnsServer], resolver: &mut dyn Resolver, output: &mut Output) -> BTreeMap<DnsName, Answer> {
+    if servers.is_empty() {
+        let nobody = Answer::Failed { reasons: vec!["the host names no DNS server".to_string()] };
+        return names.iter().map(|name| (name.clone(), nobody.clone())).collect();
+    }
+    let mut done = 0;
+    let answers = resolver.resolve(names, servers, &mut |name, _| {
+        done += 1;
+        output.progress(&format!("resolving {done} of {}: {name}", names.len()));
+    });
+    output.progress("");
+    answers
+}
+
+/// Makes the kernel hold `meant`, and reads it back. `renumber` gives the ruleset its new generation once something has to change.
+/// Retries when somebody else changes the packet filter between reading and committing.
+pub fn commit(kernel: &mut dyn Kernel, meant: &mut Ruleset, now: Timestamp, renumber: &mut dyn FnMut(&mut Ruleset) -> Result<(), Failure>) -> Result<Committed, Failure> {
+    let mut numbered = false;
+    for _ in 0..ATTEMPTS {
+        let (generation, before) = kernel.observe(Depth::Pins)?;
+        let mut change = plan(before.as_ref(), meant, now)?;
+        if change.is_nothing() {
+            return Ok(Committed { plan: change, kernel: generation });
+        }
+        if !numbered {
+            renumber(meant)?;
+            numbered = true;
+            change = plan(before.as_ref(), meant, now)?;
+        }
+        match kernel.commit(generation, &change.ops) {
+            Ok(committed) => match read_back(kernel, meant, now, committed)? {
+                ReadBack::Same => return Ok(Committed { plan: change, kernel: committed }),
+                ReadBack::Interfered => {}
+                ReadBack::Differs(differences) => return Err(go_back(kernel, before.as_ref(), &differences)),
+            },
+            Err(KernelError::Interfered) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(KernelError::Interfered.into())
+}
+
+enum ReadBack {
+    /// What is there is what was meant.
+    Same,
+    /// Somebody else has changed the packet filter since the commit.
+    Interfered,
+    /// The kernel holds something else than it was told.
+    Differs(Vec<String>),
+}
+
+fn read_back(kernel: &mut dyn Kernel, meant: &Ruleset, now: Timestamp, committed: GenerationId) -> Result<ReadBack, Failure> {
+    let (generation, there) = kernel.observe(Depth::Pins)?;
+    let rest = plan(there.as_ref(), meant, now)?;
+    Ok(match rest.is_nothing() {
+        true => ReadBack::Same,
+        false if generation != committed => ReadBack::Interfered,
+        false => ReadBack::Differs(rest.differences()),
+    })
+}
+
+/// Loads what was there before, as it was dumped, and says why.
+fn go_back(kernel: &mut dyn Kernel, before: Option<&TableDump>, differences: &[String]) -> Failure {
+    let words = differences.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
+    let message = format!("the kernel holds something else than it was told: {words}");
+    let Some(before) = before else {
+        return Failure::refused(message, "the rules stay as they are, which refuses more rather than less; please report this with your kernel version");
+    };
+    let back = crate::judge::plan::reload(before);
+    let restored = kernel.generation().and_then(|generation| kernel.commit(generation, &back));
+    match restored {
+        Ok(_) => Failure::refused(message, "the rules from before were loaded again; please report this with your kernel version"),
+        Err(error) => {
+            Failure::refused(format!("{message}; loading the rules from before failed too: {error}"), "run `egressguard status`, then `egressguard restore`")
+        }
+    }
+}

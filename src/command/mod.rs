@@ -1,0 +1,209 @@
+//! The commands: what was asked, what is answered, and with which exit code. Effects come through [`crate::world`] only.
+
+pub mod apply;
+pub mod arguments;
+pub mod enforce;
+pub mod offline;
+pub mod refresh;
+pub mod remove;
+pub mod restore;
+pub mod source;
+pub mod status;
+pub mod test;
+
+use std::io::{self, Write};
+
+use thiserror::Error;
+
+use crate::judge::plan::NotOurs;
+use crate::state::StateError;
+use crate::world::{FileError, KernelError, World};
+use arguments::Command;
+
+/// The exit codes of every command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, same, allowed, clean.
+    Done = 0,
+    /// The answer is no.
+    No = 1,
+    /// The question is wrong.
+    Wrong = 2,
+    /// The world refused.
+    Refused = 3,
+}
+
+/// Why a command did not do it. Printed as `error: …` with `help: …` below.
+#[derive(Debug, Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// Which exit code.
+    pub exit: Exit,
+    /// What, where, why.
+    pub message: String,
+    /// The next step.
+    pub help: Option<String>,
+}
+
+impl Failure {
+    /// The question is wrong.
+    pub fn wrong(message: impl Into<String>, help: impl Into<String>) -> Failure {
+        Failure { exit: Exit::Wrong, message: message.into(), help: Some(help.into()) }
+    }
+
+    /// The world refused.
+    pub fn refused(message: impl Into<String>, help: impl Into<String>) -> Failure {
+        Failure { exit: Exit::Refused, message: message.into(), help: Some(help.into()) }
+    }
+}
+
+impl From<KernelError> for Failure {
+    fn from(error: KernelError) -> Failure {
+        let help = match &error {
+            KernelError::NotPermitted => "run it as root, or with CAP_NET_ADMIN",
+            KernelError::NoNfTables(_) => "a kernel from 5.10 with nf_tables is needed: try `modprobe nf_tables`",
+            KernelError::Interfered => "another program keeps changing the packet filter: find it with `nft monitor`, then run this again",
+            KernelError::Refused(_) => "nothing was changed; the kernel may lack a feature: see the kernel versions in the README",
+            KernelError::Broken(_) => "run `egressguard status` to see what the kernel holds",
+        };
+        Failure::refused(error.to_string(), help)
+    }
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Failure {
+        let help = match &error {
+            FileError::Denied(_) => "run it as root, or name another directory with `--state-dir`",
+            FileError::Full(_) => "make space; what was saved before is still whole",
+            FileError::Locked(_) => "wait until it has ended, or end it, and run this again",
+            FileError::Other(_) => "see that the path exists and can be used",
+        };
+        Failure::refused(error.to_string(), help)
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Failure {
+        match error {
+            StateError::File(error) => error.into(),
+            damaged @ StateError::Damaged(..) => {
+                Failure::refused(damaged.to_string(), "the rules in the kernel stay; run `egressguard apply POLICY` to write it anew")
+            }
+        }
+    }
+}
+
+impl From<NotOurs> for Failure {
+    fn from(error: NotOurs) -> Failure {
+        Failure::refused(error.to_string(), "look at it with `nft list table inet egressguard`; rename or delete it, then run this again")
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Failure { exit: Exit::Done, message: "nobody reads the answer".to_string(), help: None };
+        }
+        Failure::refused(format!("cannot write the answer: {error}"), "see that standard output can be written to")
+    }
+}
+
+/// Where answers go.
+pub struct Output<'a> {
+    /// Data.
+    pub out: &'a mut dyn Write,
+    /// Words.
+    pub err: &'a mut dyn Write,
+    /// How words look.
+    pub style: Style,
+    /// How much is said.
+    pub verbosity: Verbosity,
+}
+
+/// How words look on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// Nobody watches: no colour, no progress.
+    Plain,
+    /// A terminal without colour.
+    Terminal,
+    /// A terminal with colour.
+    Coloured,
+}
+
+/// How much is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors only.
+    Quiet,
+    /// What matters.
+    Normal,
+    /// Every step.
+    Verbose,
+}
+
+impl Output<'_> {
+    /// Something the user should know.
+    pub fn warn(&mut self, text: &str) {
+        if self.verbosity > Verbosity::Quiet {
+            let label = if self.style == Style::Coloured { "\x1b[33mwarning\x1b[0m" } else { "warning" };
+            let _ = writeln!(self.err, "{label}: {text}");
+        }
+    }
+
+    /// Something only those who asked for it want to know.
+    pub fn detail(&mut self, text: &str) {
+        if self.verbosity == Verbosity::Verbose {
+            let _ = writeln!(self.err, "{text}");
+        }
+    }
+
+    /// Replaces the progress line; nothing when nobody watches.
+    pub fn progress(&mut self, text: &str) {
+        if self.style != Style::Plain && self.verbosity > Verbosity::Quiet {
+            let _ = write!(self.err, "\r\x1b[K{text}");
+            let _ = self.err.flush();
+        }
+    }
+
+    /// A line of the answer for people, unless nothing was to be said.
+    pub fn say(&mut self, text: &str) -> io::Result<()> {
+        if self.verbosity > Verbosity::Quiet { writeln!(self.out, "{text}") } else { Ok(()) }
+    }
+
+    /// A JSON object.
+    pub fn json(&mut self, value: &serde_json::Value) -> io::Result<()> {
+        writeln!(self.out, "{value:#}")
+    }
+
+    /// How a failure is told.
+    pub fn failure(&mut self, failure: &Failure) {
+        let (error, help) = match self.style {
+            Style::Coloured => ("\x1b[31merror\x1b[0m", "\x1b[36mhelp\x1b[0m"),
+            Style::Plain | Style::Terminal => ("error", "help"),
+        };
+        let _ = writeln!(self.err, "{error}: {}", failure.message);
+        if let Some(text) = &failure.help {
+            let _ = writeln!(self.err, "{help}: {text}");
+        }
+    }
+}
+
+/// Runs a command. `demo`, which makes a world of its own, is not run here.
+pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
+    match command {
+        Command::Check(arguments) => offline::check(arguments, world, output),
+        Command::Test(arguments) => test::test(arguments, world, output),
+        Command::Schema => offline::schema(output),
+        Command::Completions { shell } => offline::completions(*shell, output),
+        Command::Man { output_dir } => offline::man(output_dir.as_deref(), world, output),
+        Command::Render(arguments) => offline::render(arguments, world, output),
+        Command::Resolve(arguments) => offline::resolve(arguments, world, output),
+        Command::Apply(arguments) => apply::apply(arguments, world, output),
+        Command::Refresh(arguments) => refresh::refresh(arguments, world, output),
+        Command::Restore => restore::restore(world, output),
+        Command::Status(arguments) => status::status(arguments, world, output),
+        Command::Remove(arguments) => remove::remove(arguments, world, output),
+        Command::Demo => Err(Failure::wrong("`demo` makes a world of its own", "run `egressguard demo`")),
+    }
+}

@@ -1,0 +1,198 @@
+//! `refresh`: asks DNS again and tells the kernel only what has changed.
+//!
+//! As long as the kernel's generation is the one that the last run left, nobody has changed anything, and what the kernel holds is
+//! known without reading it: one changed address costs the same in a set of a hundred and in one of a hundred thousand.
+
+use serde_json::json;
+
+use crate::base::time::Timestamp;
+use crate::command::arguments::RefreshArguments;
+use crate::command::enforce::{self, Committed};
+use crate::command::source::{self, Source};
+use crate::command::{Exit, Failure, Output, Style, Verbosity, apply};
+use crate::judge::plan::{Plan, imagine, plan};
+use crate::pins::{Confirmation, Pins};
+use crate::policy::Policy;
+use crate::ruleset::Ruleset;
+use crate::ruleset::compile::{Facts, compile};
+use crate::ruleset::lift::lift;
+use crate::ruleset::program::{GenerationId, Op, TableDump};
+use crate::state::{self, Current, LastRefresh, Saved};
+use crate::world::{Depth, KernelError, World};
+
+/// How often a commit is planned again when somebody else changes the packet filter meanwhile.
+const ATTEMPTS: usize = 8;
+
+/// What is to be refreshed.
+struct Refresh {
+    saved: Saved,
+    policy: Policy,
+    /// The pins that the kernel was last told.
+    earlier: Pins,
+    /// The facts that the kernel was last told.
+    told: Facts,
+}
+
+/// Runs `refresh`.
+pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
+    world.files.lock("refresh")?;
+    let job = find(world, output)?;
+    // What the host does not tell now is as it was: a user database that is away must not keep the pins from being confirmed.
+    let (facts, missing) = source::facts(&job.policy, world.host).unwrap_or_else(|failure| {
+        output.warn(&failure.message);
+        (job.told.clone(), Vec::new())
+    });
+    for what in &missing {
+        output.warn(&format!("{what}; the rule is not loaded"));
+    }
+    let now = world.host.now();
+    let confirmation = enforce::resolve(&job.policy, &facts, &job.earlier, world.resolver, now, output);
+    let now = world.host.now();
+    let generation = job.saved.record.generation;
+    let meant = compile(&job.policy, &confirmation.pins, &facts, generation).loadable();
+    let done = tell(arguments, &job, &meant, now, world)?;
+
+    if !done.committed.plan.is_nothing() || !confirmation.changes.is_empty() {
+        // ORDER: after the kernel. A pin that was loaded and not written down is met again by the next answer; one that was written
+        // down and not loaded would be missing until then.
+        let record = job.saved.record.at(&facts, &world.host.clock());
+        state::save(world.files, &Saved { pins: confirmation.pins.clone(), record, ..job.saved })?;
+    }
+    let last = LastRefresh {
+        at: now.0,
+        generation,
+        kernel_generation: done.committed.kernel.0,
+        // With drift left in place the kernel is not what was told: the next run has to look.
+        namespace: if done.drift.is_empty() { world.host.namespace() } else { String::new() },
+        problems: enforce::problems(&confirmation).into_iter().map(|(name, words)| (name.to_string(), words)).collect(),
+    };
+    state::save_refresh(world.files, &last)?;
+    report(arguments, &job.policy, &done, &confirmation, output)
+}
+
+/// The generation to refresh. When a run was killed between the kernel and the state, what the kernel holds counts.
+fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
+    let nothing = || Failure::refused("no policy is applied here", "run `egressguard apply POLICY` first");
+    let mut generation = match state::current(world.files)? {
+        Current::Generation(generation) => Some(generation),
+        Current::Nothing | Current::Removed => None,
+    };
+    let known = state::last_refresh(world.files).filter(|last| Some(last.generation) == generation);
+    if known.is_none() || generation.is_none() {
+        let (_, there) = world.kernel.observe(Depth::Rules)?;
+        let held = there.and_then(|dump| lift(&dump, world.host.now()).identity).map(|identity| identity.generation);
+        if let Some(held) = held.filter(|held| Some(*held) != generation) {
+            if state::load(world.files, held)?.is_some() {
+                output.warn(&format!("an interrupted apply is finished: generation {held} is what the kernel holds"));
+                state::make_current(world.files, held)?;
+                generation = Some(held);
+            }
+        }
+    }
+    let saved = state::load(world.files, generation.ok_or_else(nothing)?)?.ok_or_else(nothing)?;
+    let mut quiet = Output { out: &mut *output.out, err: &mut *output.err, style: Style::Plain, verbosity: Verbosity::Quiet };
+    let Source { policy, .. } = source::parse(&saved.record.file, saved.policy.clone(), &mut quiet)?;
+    let earlier = enforce::earlier_pins(&saved, &policy, world.host);
+    let told = saved.record.facts();
+    Ok(Refresh { saved, policy, earlier, told })
+}
+
+/// What was done, and what was found changed by others.
+struct Done {
+    committed: Committed,
+    drift: Vec<String>,
+}
+
+/// Tells the kernel the difference, without reading it where that is not needed.
+fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &Ruleset, now: Timestamp, world: &mut World) -> Result<Done, Failure> {
+    let told = compile(&job.policy, &job.earlier, &job.told, job.saved.record.generation).loadable();
+    let last = state::last_refresh(world.files).filter(|last| last.namespace == world.host.namespace());
+    for _ in 0..ATTEMPTS {
+        let generation = world.kernel.generation()?;
+        let undisturbed = last.as_ref().is_some_and(|last| GenerationId(last.kernel_generation) == generation);
+        let (generation, there, drift) = if undisturbed {
+            (generation, Some(imagine(&told, now)), Vec::new())
+        } else {
+            let (generation, there) = world.kernel.observe(Depth::Pins)?;
+            let drift = plan(there.as_ref(), &told, now)?;
+            // Elements that ended by themselves are no drift.
+            let drift = if drift.touches_rules() { drift.differences() } else { Vec::new() };
+            (generation, there, drift)
+        };
+        let change = plan(there.as_ref(), meant, now)?;
+        let change = if drift.is_empty() || arguments.repair { change } else { elements_only(change, there.as_ref(), meant) };
+        if change.is_nothing() {
+            return Ok(Done { committed: Committed { plan: change, kernel: generation }, drift });
+        }
+        match world.kernel.commit(generation, &change.ops) {
+            Ok(kernel) => {
+                if change.touches_rules() {
+                    let (_, back) = world.kernel.observe(Depth::Pins)?;
+                    let rest = plan(back.as_ref(), meant, now)?;
+                    if (drift.is_empty() || arguments.repair) && !rest.is_nothing() {
+                        continue;
+                    }
+                }
+                return Ok(Done { committed: Committed { plan: change, kernel }, drift });
+            }
+            Err(KernelError::Interfered) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(KernelError::Interfered.into())
+}
+
+/// Only the steps that change elements of sets which are there and are what they should be.
+fn elements_only(change: Plan, there: Option<&TableDump>, meant: &Ruleset) -> Plan {
+    let Some(there) = there.filter(|_| !change.fresh) else { return Plan::default() };
+    let right = |name: &str| match (there.sets.get(name), meant.sets.get(name)) {
+        (Some((def, _)), Some(set)) => *def == set.def,
+        _ => false,
+    };
+    let ops = change.ops.into_iter().filter(|op| match op {
+        Op::AddElements { set, .. } | Op::DeleteElements { set, .. } => right(&set.name),
+        _ => false,
+    });
+    let kept = |elements: Vec<crate::judge::plan::ElementChange>| elements.into_iter().filter(|element| right(&element.set)).collect();
+    let (added, removed, renewed) = (kept(change.added), kept(change.removed), kept(change.renewed));
+    Plan { ops: ops.collect(), added, removed, renewed, ..Plan::default() }
+}
+
+fn report(
+    arguments: &RefreshArguments,
+    policy: &Policy,
+    done: &Done,
+    confirmation: &Confirmation,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
+    apply::warn_of(confirmation, output);
+    let change = &done.committed.plan;
+    let unresolved = apply::unresolved(&confirmation.pins);
+    if arguments.json {
+        output.json(&json!({
+            "schema": "egressguard.refresh/1",
+            "changed": !change.is_nothing(),
+            "policy": {"name": policy.name.as_str(), "sha256": policy.sha256},
+            "change": apply::change_json(change),
+            "drift": done.drift,
+            "repaired": arguments.repair && !done.drift.is_empty(),
+            "unresolved": unresolved,
+        }))?;
+    } else {
+        for what in &done.drift {
+            output.say(&format!("drift: {what}"))?;
+        }
+        if change.is_nothing() {
+            output.say(&format!("unchanged: every pin of policy `{}` is current", policy.name))?;
+        } else {
+            let verb = if change.touches_rules() { "restored the rules" } else { "refreshed the pins" };
+            output.say(&format!("{verb} of policy `{}`", policy.name))?;
+            apply::describe(change, output)?;
+        }
+    }
+    if !done.drift.is_empty() && !arguments.repair {
+        output.warn("somebody else changed the rules; `egressguard refresh --repair` puts them right");
+        return Ok(Exit::No);
+    }
+    Ok(if unresolved.is_empty() { Exit::Done } else { Exit::No })
+}

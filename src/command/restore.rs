@@ -1,0 +1,89 @@
+//! `restore`: the last applied policy again, without DNS, early in the boot. What cannot be restored is locked down.
+
+use crate::command::{Exit, Failure, Output, Style, Verbosity, enforce, source};
+use crate::pins::Pins;
+use crate::policy::Policy;
+use crate::ruleset::compile::{Facts, compile};
+use crate::state::{self, Current, LastRefresh};
+use crate::world::World;
+
+/// What is loaded.
+struct Restored {
+    policy: Policy,
+    pins: Pins,
+    facts: Facts,
+    generation: u64,
+    /// Why it is less than what was saved.
+    complaint: Option<String>,
+}
+
+/// Runs `restore`.
+pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
+    // A state directory that cannot be written can still be restored from, and a boot must not wait for a lock that nobody gives back.
+    if let Err(error) = world.files.lock("restore") {
+        output.warn(&format!("{error}: going on without the lock"));
+    }
+    let restored = match state::current(world.files) {
+        Ok(Current::Removed) => {
+            output.say("the rules were removed with `egressguard remove`: nothing is loaded")?;
+            return Ok(Exit::Done);
+        }
+        Ok(Current::Generation(generation)) => saved(generation, world, output)?,
+        Ok(Current::Nothing) => lockdown(None, output)?,
+        Err(error) => lockdown(Some(error.to_string()), output)?,
+    };
+    let now = world.host.now();
+    let mut meant = compile(&restored.policy, &restored.pins, &restored.facts, restored.generation).loadable();
+    let committed = enforce::commit(world.kernel, &mut meant, now, &mut |_| Ok(()))?;
+    let last = LastRefresh {
+        at: now.0,
+        generation: restored.generation,
+        kernel_generation: committed.kernel.0,
+        // Facts and clocks may be others than the saved ones: the first refresh looks for itself.
+        namespace: String::new(),
+        problems: Default::default(),
+    };
+    // Only saves the first refresh some work.
+    let _ = state::save_refresh(world.files, &last);
+    let verb = if committed.plan.is_nothing() { "unchanged" } else { "restored" };
+    output.say(&format!("{verb}: policy `{}` (generation {})", restored.policy.name, restored.generation))?;
+    match restored.complaint {
+        None => Ok(Exit::Done),
+        Some(complaint) => Err(Failure::refused(complaint, "the host is closed, not open; run `egressguard apply POLICY` to open it again")),
+    }
+}
+
+/// The saved generation, as much of it as is whole.
+fn saved(generation: u64, world: &World, output: &mut Output) -> Result<Restored, Failure> {
+    let complaint = match state::load(world.files, generation) {
+        Ok(Some(saved)) => match parse(&saved.record.file, saved.policy.clone(), output) {
+            Ok(policy) => {
+                let pins = enforce::earlier_pins(&saved, &policy, world.host);
+                return Ok(Restored { policy, pins, facts: saved.record.facts(), generation, complaint: None });
+            }
+            Err(failure) => failure.message,
+        },
+        Ok(None) => format!("generation {generation} is missing from {}", world.files.place()),
+        Err(error) => error.to_string(),
+    };
+    // The ways in need no pins: with them a person can come and mend it.
+    let policy = state::load_policy(world.files, generation).and_then(|content| parse("saved policy", content, output).ok());
+    let Some(policy) = policy else { return lockdown(Some(complaint), output) };
+    let facts = source::facts(&policy, world.host).map(|(facts, _)| facts).unwrap_or_default();
+    Ok(Restored { policy, pins: Pins::default(), facts, generation, complaint: Some(complaint) })
+}
+
+fn lockdown(complaint: Option<String>, output: &mut Output) -> Result<Restored, Failure> {
+    let name = "builtin:lockdown";
+    let content = crate::policy::builtin("lockdown").unwrap_or_default().as_bytes().to_vec();
+    let policy = parse(name, content, output)?;
+    if complaint.is_none() {
+        output.warn("no policy was ever applied here: loading lockdown");
+    }
+    Ok(Restored { policy, pins: Pins::default(), facts: Facts::default(), generation: 0, complaint })
+}
+
+fn parse(name: &str, content: Vec<u8>, output: &mut Output) -> Result<Policy, Failure> {
+    let mut quiet = Output { out: &mut *output.out, err: &mut *output.err, style: Style::Plain, verbosity: Verbosity::Quiet };
+    source::parse(name, content, &mut quiet).map(|source| source.policy)
+}

@@ -1,0 +1,290 @@
+//! What is remembered between two runs: which policy is applied, its pins, and what the last refresh saw.
+//!
+//! Every apply makes a generation: `policy-N.yaml`, `pins-N` and `state-N.json`, written before the kernel is told. The file
+//! `current` names the generation to restore; it is replaced after the kernel has been read back. So a run that is killed
+//! anywhere leaves the old generation or the new one, each whole, and the generation that the kernel itself names says which.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::base::name::DnsName;
+use crate::base::time::Timestamp;
+use crate::pins::{self, Anchor, Pins};
+use crate::policy::{DnsServer, Policy};
+use crate::ruleset::compile::Facts;
+use crate::world::{FileError, Files};
+
+/// Names the generation to restore.
+const CURRENT: &str = "current";
+/// What the last refresh saw.
+const REFRESH: &str = "refresh.json";
+/// What [`CURRENT`] holds after `remove`.
+const REMOVED: &str = "removed";
+
+/// Which generation is to be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Current {
+    /// None was ever applied.
+    Nothing,
+    /// This one.
+    Generation(u64),
+    /// The rules were removed on purpose.
+    Removed,
+}
+
+/// A generation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Saved {
+    /// The policy's octets, as they were applied.
+    pub policy: Vec<u8>,
+    /// Its pins.
+    pub pins: Pins,
+    /// The rest.
+    pub record: Record,
+}
+
+/// What is known of a generation besides its policy and pins.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number.
+    pub generation: u64,
+    /// The policy file as it was called.
+    pub file: String,
+    /// SHA-256 of the policy's octets.
+    pub sha256: String,
+    /// When it was applied, in seconds since 1970.
+    pub applied_at: i64,
+    /// The clocks when the pins were written.
+    clock: SavedClock,
+    /// What the host knew, so that it can be restored before the host knows anything.
+    facts: SavedFacts,
+}
+
+/// An [`Anchor`] as it is written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct SavedClock {
+    boot_id: String,
+    boottime: u64,
+    wall: i64,
+}
+
+/// [`Facts`] as they are written.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+struct SavedFacts {
+    users: BTreeMap<String, u32>,
+    groups: BTreeMap<String, u32>,
+    units: BTreeMap<String, (String, u64)>,
+    servers: Vec<SavedServer>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct SavedServer {
+    address: IpAddr,
+    port: u16,
+    tls_name: Option<String>,
+}
+
+/// What the last refresh saw.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LastRefresh {
+    /// When it ended, in seconds since 1970.
+    pub at: i64,
+    /// Which generation it refreshed.
+    pub generation: u64,
+    /// The ruleset generation id of the kernel after it; any other change of the packet filter makes another.
+    pub kernel_generation: u32,
+    /// In which boot and network namespace.
+    pub namespace: String,
+    /// What went wrong, name by name, in words.
+    pub problems: BTreeMap<String, String>,
+}
+
+/// Why what was saved cannot be used.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file is not what was written: its name, and what is wrong.
+    #[error("`{0}` in the state directory is damaged: {1}")]
+    Damaged(String, String),
+}
+
+impl From<&Anchor> for SavedClock {
+    fn from(anchor: &Anchor) -> SavedClock {
+        SavedClock { boot_id: anchor.boot_id.clone(), boottime: anchor.boottime, wall: anchor.wall.0 }
+    }
+}
+
+impl From<&Facts> for SavedFacts {
+    fn from(facts: &Facts) -> SavedFacts {
+        let servers = facts.servers.iter().filter_map(|server| match server {
+            DnsServer::System => None,
+            DnsServer::Plain { address, port } => Some(SavedServer { address: *address, port: *port, tls_name: None }),
+            DnsServer::Tls { address, port, name } => Some(SavedServer { address: *address, port: *port, tls_name: Some(name.to_string()) }),
+        });
+        let (users, groups, units) = (facts.users.clone(), facts.groups.clone(), facts.units.clone());
+        SavedFacts { users, groups, units, servers: servers.collect() }
+    }
+}
+
+impl SavedFacts {
+    /// The facts again. A server whose name is damaged is left out.
+    fn facts(&self) -> Facts {
+        let servers = self.servers.iter().filter_map(|server| match &server.tls_name {
+            None => Some(DnsServer::Plain { address: server.address, port: server.port }),
+            Some(name) => DnsName::parse(name).ok().map(|name| DnsServer::Tls { address: server.address, port: server.port, name }),
+        });
+        Facts { users: self.users.clone(), groups: self.groups.clone(), units: self.units.clone(), servers: servers.collect() }
+    }
+}
+
+impl Record {
+    /// A record of an apply that happens now.
+    pub fn new(generation: u64, policy: &Policy, facts: &Facts, clock: &Anchor) -> Record {
+        let (file, sha256) = (policy.file.clone(), policy.sha256.clone());
+        Record { generation, file, sha256, applied_at: clock.wall.0, clock: SavedClock::from(clock), facts: SavedFacts::from(facts) }
+    }
+
+    /// The same apply with pins and facts that were written later.
+    pub fn at(&self, facts: &Facts, clock: &Anchor) -> Record {
+        Record { clock: SavedClock::from(clock), facts: SavedFacts::from(facts), ..self.clone() }
+    }
+
+    /// The clocks when the pins were written.
+    pub fn clock(&self) -> Anchor {
+        let SavedClock { boot_id, boottime, wall } = self.clock.clone();
+        Anchor { boot_id, boottime, wall: Timestamp(wall) }
+    }
+
+    /// What the host knew.
+    pub fn facts(&self) -> Facts {
+        self.facts.facts()
+    }
+
+    /// When it was applied.
+    pub fn applied(&self) -> Timestamp {
+        Timestamp(self.applied_at)
+    }
+}
+
+/// Which generation is to be restored.
+pub fn current(files: &dyn Files) -> Result<Current, StateError> {
+    let Some(content) = files.read(CURRENT)? else { return Ok(Current::Nothing) };
+    let text = String::from_utf8_lossy(&content);
+    match text.trim() {
+        REMOVED => Ok(Current::Removed),
+        number => match number.parse() {
+            Ok(generation) => Ok(Current::Generation(generation)),
+            Err(_) => Err(StateError::Damaged(CURRENT.to_string(), "it names no generation".to_string())),
+        },
+    }
+}
+
+/// The highest number that any generation of this directory has; 0 without any.
+pub fn highest(files: &dyn Files) -> Result<u64, StateError> {
+    let numbers = files.list()?.into_iter().filter_map(|name| generation_of(&name));
+    let named = match current(files) {
+        Ok(Current::Generation(number)) => number,
+        _ => 0,
+    };
+    Ok(numbers.max().unwrap_or(0).max(named))
+}
+
+/// Reads one generation whole; `None` when it is not there.
+pub fn load(files: &dyn Files, generation: u64) -> Result<Option<Saved>, StateError> {
+    let [policy_name, pins_name, record_name] = names(generation);
+    let Some(record) = files.read(&record_name)? else { return Ok(None) };
+    let record: Record =
+        serde_json::from_slice(&record).map_err(|error| StateError::Damaged(record_name.clone(), error.to_string()))?;
+    let policy = files.read(&policy_name)?.ok_or_else(|| StateError::Damaged(policy_name.clone(), "it is missing".to_string()))?;
+    if digest(&policy) != record.sha256 {
+        return Err(StateError::Damaged(policy_name, "its digest is another".to_string()));
+    }
+    let pins = files.read(&pins_name)?.ok_or_else(|| StateError::Damaged(pins_name.clone(), "it is missing".to_string()))?;
+    let pins = read_pins(&pins).map_err(|why| StateError::Damaged(pins_name, why))?;
+    Ok(Some(Saved { policy, pins, record }))
+}
+
+/// Reads the policy of a generation whose pins or record may be damaged: enough to block everything that needs a pin and keep the
+/// ways in.
+pub fn load_policy(files: &dyn Files, generation: u64) -> Option<Vec<u8>> {
+    files.read(&names(generation)[0]).ok().flatten()
+}
+
+fn read_pins(content: &[u8]) -> Result<Pins, String> {
+    let text = std::str::from_utf8(content).map_err(|_| "it is not text".to_string())?;
+    pins::load(text).map_err(|error| error.to_string())
+}
+
+/// Writes a generation; nothing refers to it yet.
+pub fn save(files: &mut dyn Files, saved: &Saved) -> Result<(), StateError> {
+    let [policy_name, pins_name, record_name] = names(saved.record.generation);
+    files.write(&policy_name, &saved.policy)?;
+    files.write(&pins_name, pins::print(&saved.pins).as_bytes())?;
+    // ORDER: the record last, because a generation is there when its record is.
+    files.write(&record_name, &to_json(&saved.record))?;
+    Ok(())
+}
+
+/// Makes a generation the one to restore. The one before it stays; older ones go.
+pub fn make_current(files: &mut dyn Files, generation: u64) -> Result<(), StateError> {
+    let previous = current(files).unwrap_or(Current::Nothing);
+    files.write(CURRENT, format!("{generation}\n").as_bytes())?;
+    let keep = |number: u64| number == generation || previous == Current::Generation(number);
+    for name in files.list()?.into_iter().filter(|name| generation_of(name).is_some_and(|number| !keep(number))) {
+        files.remove(&name)?;
+    }
+    Ok(())
+}
+
+/// Removes a generation that never came to the kernel.
+pub fn discard(files: &mut dyn Files, generation: u64) {
+    // ORDER: the record first, so that no half of a generation is taken for one. What cannot be removed is never referred to.
+    for name in names(generation).iter().rev() {
+        let _ = files.remove(name);
+    }
+}
+
+/// Remembers that the rules were removed on purpose, so that a boot does not lock the machine down.
+pub fn make_removed(files: &mut dyn Files) -> Result<(), StateError> {
+    files.write(CURRENT, format!("{REMOVED}\n").as_bytes())?;
+    files.remove(REFRESH)?;
+    Ok(())
+}
+
+/// What the last refresh saw; nothing when there was none or it cannot be read: it only saves work.
+pub fn last_refresh(files: &dyn Files) -> Option<LastRefresh> {
+    serde_json::from_slice(&files.read(REFRESH).ok()??).ok()
+}
+
+/// Remembers what this refresh saw.
+pub fn save_refresh(files: &mut dyn Files, last: &LastRefresh) -> Result<(), StateError> {
+    Ok(files.note(REFRESH, &to_json(last))?)
+}
+
+/// Lower-case hexadecimal SHA-256.
+pub fn digest(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
+fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
+    // Maps with text keys and plain fields always serialize.
+    let mut json = serde_json::to_vec_pretty(value).unwrap_or_default();
+    json.push(b'\n');
+    json
+}
+
+fn names(generation: u64) -> [String; 3] {
+    [format!("policy-{generation}.yaml"), format!("pins-{generation}"), format!("state-{generation}.json")]
+}
+
+fn generation_of(name: &str) -> Option<u64> {
+    let stem = name.strip_suffix(".yaml").or_else(|| name.strip_suffix(".json")).unwrap_or(name);
+    let (kind, number) = stem.split_once('-')?;
+    ["policy", "pins", "state"].contains(&kind).then(|| number.parse().ok())?
+}

@@ -1,0 +1,171 @@
+//! Files: the state directory with its lock, and the documents that the user names.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::world::{Documents, FileError, Files};
+
+/// The name of the lock file.
+const LOCK: &str = "lock";
+/// How long the lock is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The largest document that is read, in octets: what is larger is no policy and no pins file.
+const DOCUMENT_MAX: u64 = 256 << 20;
+
+/// The state directory. Made when something is first written.
+#[derive(Debug)]
+pub struct StateDirectory {
+    path: PathBuf,
+    /// Held until the process ends.
+    lock: Option<File>,
+}
+
+impl StateDirectory {
+    /// The directory at this path.
+    pub fn new(path: PathBuf) -> StateDirectory {
+        StateDirectory { path, lock: None }
+    }
+
+    fn make(&self) -> Result<(), FileError> {
+        // Pins and policies are nobody else's business.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(|error| explain("make", &self.path, &error))
+    }
+}
+
+impl Files for StateDirectory {
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, FileError> {
+        let path = self.path.join(name);
+        match fs::read(&path) {
+            Ok(content) => Ok(Some(content)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(explain("read", &path, &error)),
+        }
+    }
+
+    fn write(&mut self, name: &str, content: &[u8]) -> Result<(), FileError> {
+        self.make()?;
+        replace(&self.path.join(name), content, 0o600, Disk::Wait)
+    }
+
+    fn note(&mut self, name: &str, content: &[u8]) -> Result<(), FileError> {
+        self.make()?;
+        replace(&self.path.join(name), content, 0o600, Disk::Trust)
+    }
+
+    fn remove(&mut self, name: &str) -> Result<(), FileError> {
+        let path = self.path.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(explain("remove", &path, &error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<String>, FileError> {
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|error| explain("list", &self.path, &error))?,
+        };
+        let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    fn lock(&mut self, purpose: &str) -> Result<(), FileError> {
+        self.make()?;
+        let path = self.path.join(LOCK);
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = opened.map_err(|error| explain("open", &path, &error))?;
+        let start = Instant::now();
+        while let Err(error) = file.try_lock() {
+            match error {
+                fs::TryLockError::WouldBlock if start.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(25)),
+                fs::TryLockError::WouldBlock => {
+                    let mut holder = String::new();
+                    let _ = (&file).take(200).read_to_string(&mut holder);
+                    let holder: String = holder.trim().chars().filter(|c| !c.is_control()).collect();
+                    return Err(FileError::Locked(format!("{holder} holds the lock `{}` since more than {} s", path.display(), PATIENCE.as_secs())));
+                }
+                fs::TryLockError::Error(error) => return Err(explain("lock", &path, &error)),
+            }
+        }
+        let note = format!("`egressguard {purpose}` (pid {})\n", std::process::id());
+        // Only words for those who wait: the lock holds without them, on a full disk too.
+        let _ = file.set_len(0).and_then(|()| (&file).rewind()).and_then(|()| (&file).write_all(note.as_bytes()));
+        self.lock = Some(file);
+        Ok(())
+    }
+
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+/// The documents that the user names.
+#[derive(Debug, Default)]
+pub struct NamedDocuments;
+
+impl Documents for NamedDocuments {
+    fn read(&self, path: &str) -> Result<Vec<u8>, FileError> {
+        let mut content = Vec::new();
+        let read = if path == "-" {
+            io::stdin().lock().take(DOCUMENT_MAX).read_to_end(&mut content)
+        } else {
+            File::open(path).and_then(|file| file.take(DOCUMENT_MAX).read_to_end(&mut content))
+        };
+        read.map_err(|error| explain("read", Path::new(path), &error))?;
+        Ok(content)
+    }
+
+    fn write(&mut self, path: &str, content: &[u8]) -> Result<(), FileError> {
+        replace(Path::new(path), content, 0o644, Disk::Wait)
+    }
+}
+
+/// Whether a write is on the disk when it returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    Wait,
+    Trust,
+}
+
+/// Writes beside the file and renames, so that a reader sees the old content or the new one.
+fn replace(path: &Path, content: &[u8], mode: u32, disk: Disk) -> Result<(), FileError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}.new", std::process::id()));
+    let beside = PathBuf::from(beside);
+    let written = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside).and_then(|mut file| {
+        file.write_all(content)?;
+        if disk == Disk::Wait { file.sync_all() } else { Ok(()) }
+    });
+    let replaced = written.and_then(|()| fs::rename(&beside, path)).and_then(|()| match path.parent() {
+        // The name is on the disk only when the directory is.
+        Some(parent) if disk == Disk::Wait => File::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?.sync_all(),
+        _ => Ok(()),
+    });
+    replaced.map_err(|error| {
+        let _ = fs::remove_file(&beside);
+        explain("write", path, &error)
+    })
+}
+
+fn explain(verb: &str, path: &Path, error: &io::Error) -> FileError {
+    let name = error.raw_os_error().map(|number| format!("{:?}", nix::errno::Errno::from_raw(number)));
+    let text = format!("cannot {verb} `{}`: {} ({})", path.display(), words(error), name.unwrap_or_else(|| error.kind().to_string()));
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => FileError::Denied(text),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FileError::Full(text),
+        _ => FileError::Other(text),
+    }
+}
+
+/// The error without the number that the standard library adds.
+fn words(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
+        None => error.to_string(),
+    }
+}
