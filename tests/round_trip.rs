@@ -11,6 +11,7 @@ use egressguard::ruleset::lift::{lift, lift_rule};
 use egressguard::ruleset::lower::{lower, lower_rule};
 use egressguard::ruleset::rule::{Action, Carries, Operator, Rate, RateUnit, Rule, Side, Statement, Test};
 use egressguard::ruleset::{COMMENT_MAX, Ruleset};
+use policies::held::held;
 use policies::{NOW, cases};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -153,15 +154,6 @@ fn actions() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// What the kernel holds of a ruleset at this time: no rules about users that are not known, and no pins whose time has come.
-fn held(ruleset: &Ruleset) -> Ruleset {
-    let mut held = ruleset.clone().loadable();
-    for set in held.sets.values_mut() {
-        set.members.retain(|_, member| member.expires.is_none_or(|expires| expires > NOW));
-    }
-    held
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -178,7 +170,7 @@ proptest! {
     fn the_rules_of_a_random_policy_come_back(case in cases()) {
         let ruleset = case.compile();
         let found = lift(&lower(&ruleset, NOW), NOW);
-        let held = held(&ruleset);
+        let held = held(&case);
         prop_assert_eq!(found.foreign, Vec::<String>::new());
         prop_assert_eq!(found.identity, Some(held.identity));
         prop_assert!(found.chains.iter().all(|found| !found.has_foreign));
@@ -218,7 +210,7 @@ proptest! {
         ports in (any::<u16>(), any::<u16>()),
     ) {
         use egressguard::base::packet::Direction;
-        let meant = held(&case.compile());
+        let meant = held(&case);
         let found = lift(&lower(&meant, NOW), NOW);
         let chains = found.chains.into_iter().map(|found| found.chain).collect();
         let found = Ruleset { identity: meant.identity.clone(), chains, sets: found.sets };

@@ -19,13 +19,15 @@ use egressguard::ruleset::field::Field;
 use egressguard::ruleset::program::KeyType;
 use egressguard::ruleset::rule::Operator;
 use egressguard::ruleset::set::Member;
+use namespace::load::load;
 use namespace::pair::{HOST, Pair};
 use namespace::{inside, kernel_is_there};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, socket, sockopt};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
-use policies::{Case, NOW, cases};
+use policies::held::held;
+use policies::{NOW, cases};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::strategy::ValueTree;
@@ -198,7 +200,7 @@ struct Arena<'a> {
 
 impl Arena<'_> {
     fn new<'a>(pair: &'a Pair, ruleset: &Ruleset, ports: &BTreeSet<u16>) -> Arena<'a> {
-        load(ruleset);
+        load(ruleset, NOW);
         Arena { pair, host: Listeners::at(ports), world: pair.in_world(|| Listeners::at(ports)) }
     }
 
@@ -221,10 +223,6 @@ impl Arena<'_> {
 fn told(trace: &Trace) -> String {
     let steps = trace.steps.iter().map(|step| format!("  {} {}: {:?} because {}\n", step.chain, step.rule, step.outcome, step.because));
     format!("{:?} by {} in {}\n{}", trace.verdict, trace.rule, trace.chain, steps.collect::<String>())
-}
-
-fn load(ruleset: &Ruleset) {
-    namespace::nft(&["-f", "-"], &egressguard::ruleset::text::write(ruleset, NOW)).unwrap();
 }
 
 /// What attempts on these rules are made of: whatever the rules name, and as much that they do not.
@@ -319,15 +317,6 @@ fn is_ordinary(address: &IpAddr) -> bool {
             IpAddr::V4(v4) => !matches!(v4.octets(), [0 | 127 | 240.., ..] | [169, 254, ..] | [10, 99, ..]),
             IpAddr::V6(v6) => matches!(v6.octets(), [0x20..=0x3f, ..]),
         }
-}
-
-/// What the kernel holds at `NOW`.
-fn held(case: &Case) -> Ruleset {
-    let mut ruleset = case.compile().loadable();
-    for set in ruleset.sets.values_mut() {
-        set.members.retain(|_, member| member.expires.is_none_or(|expires| expires > NOW));
-    }
-    ruleset
 }
 
 #[test]

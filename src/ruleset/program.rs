@@ -295,7 +295,7 @@ const KEY_TYPES: [(KeyType, u32, &str, u32, bool); 10] = [
     (KeyType::Uid, 24, "uid", 4, true),
     (KeyType::Gid, 25, "gid", 4, true),
     (KeyType::Icmpv6Type, 29, "icmpv6_type", 1, false),
-    (KeyType::CgroupV2, 47, "cgroupsv2", 8, true),
+    (KeyType::CgroupV2, 46, "cgroupsv2", 8, true),
 ];
 
 impl KeyType {

@@ -1,6 +1,7 @@
 //! A fresh network namespace for a test, and the promise never to touch the one the tests were started in.
 #![allow(dead_code)]
 
+pub mod load;
 pub mod pair;
 
 use std::fs::read_link;

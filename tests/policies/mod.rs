@@ -1,6 +1,8 @@
 //! Random policies with the pins and facts that go with them: whatever the language can say, within the promises that its types make.
 #![allow(dead_code)]
 
+pub mod held;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -225,7 +227,7 @@ fn violations() -> impl Strategy<Value = Violations> {
 }
 
 fn pins() -> impl Strategy<Value = Pins> {
-    let lease = prop_oneof![9 => 1i64..100_000, 1 => -100i64..1].prop_map(|left| Lease {
+    let lease = prop_oneof![9 => 60i64..100_000, 1 => -100i64..1].prop_map(|left| Lease {
         server: "192.0.2.53:53".to_string(),
         ttl: 300,
         first_seen: Timestamp(NOW.0 - 1000),
