@@ -281,3 +281,20 @@ pub fn plain() -> Case {
     };
     Case { policy, pins: Pins::default(), facts: Facts::default() }
 }
+
+/// A way out to one network by TLS.
+pub fn way(id: &str, net: &str, scope: Option<Scope>) -> Outbound {
+    Outbound {
+        id: Slug::parse(id).unwrap(),
+        to: vec![Destination { target: Target::Net(net.parse().unwrap()), line: Line(5) }],
+        ports: PortSet::single(443),
+        protocol: Transport::Tcp,
+        scope,
+        line: Line(5),
+    }
+}
+
+/// So many seconds.
+pub fn period(seconds: u64) -> Period {
+    Period::from_seconds(seconds)
+}
