@@ -22,7 +22,8 @@ use std::time::Instant;
 use anyhow::Context;
 
 use crate::demo::namespace::{Entry, Identity, Missing, Namespace};
-use crate::demo::page::{Colour, Page, Tone};
+pub use crate::demo::page::Colour;
+use crate::demo::page::{Page, Tone};
 use crate::demo::program::{Ended, Program};
 use crate::demo::scene::{API, API_AT_FIRST, API_LATER, Families, RESOLVER, SERVER, Scene, families};
 use crate::demo::table::Tally;

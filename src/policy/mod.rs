@@ -3,6 +3,15 @@
 //! A [`Policy`] holds no text that still has to be checked and no name that still has to be spelt right; whether users,
 //! units and host names exist is not asked here.
 
+mod builtin;
+mod document;
+mod lint;
+mod outbound;
+mod read;
+mod schema;
+mod value;
+mod yaml;
+
 use std::net::IpAddr;
 
 use crate::base::name::{DnsName, Slug};
@@ -10,6 +19,13 @@ use crate::base::net::IpNet;
 use crate::base::packet::PacketSpec;
 use crate::base::port::PortSet;
 use crate::base::time::Period;
+
+pub use builtin::{BUILTIN_NAMES, builtin};
+pub use document::{Parsed, parse, parse_bytes};
+pub use lint::lint_addresses;
+pub use outbound::RESERVED_IDS;
+pub use schema::schema;
+pub use yaml::MAX_OCTETS;
 
 /// A line of the policy file, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +60,21 @@ pub struct Policy {
     pub violations: Violations,
     /// The policy's own tests.
     pub tests: Vec<PolicyTest>,
+}
+
+impl Policy {
+    /// The line of the file that a rule comes from, by the rule's id; `None` for rules that no line asks for.
+    pub fn rule_line(&self, id: &str) -> Option<Line> {
+        match id {
+            "inbound" => self.inbound.as_ref().map(|inbound| inbound.line),
+            "management" => self.management.as_ref().map(|management| management.line),
+            "ntp" => self.host.ntp_line,
+            "resolver" => self.dns_line,
+            "quarantine" => self.violations.quarantine.as_ref().map(|quarantine| quarantine.line),
+            // No way out has an id of the other built-in rules.
+            id => self.outbound.iter().find(|way| way.id.as_str() == id).map(|way| way.line),
+        }
+    }
 }
 
 /// Whether the rules block.
@@ -123,7 +154,7 @@ pub struct Destination {
 }
 
 /// What a destination can be.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// The addresses this name resolves to.
     Name(DnsName),
