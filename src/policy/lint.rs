@@ -30,7 +30,6 @@ pub(super) struct Places {
 #[derive(Debug)]
 pub(super) struct WayPlaces {
     pub to: Vec<Span>,
-    pub scope: Option<Span>,
     pub port: Span,
 }
 

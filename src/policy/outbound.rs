@@ -146,7 +146,6 @@ impl<'t> Reader<'_, 't> {
         };
         let places = WayPlaces {
             to: to.into_iter().map(|(_, span)| span).collect(),
-            scope: fields.get("for").map(|node| first_key(node)),
             port: fields.get("port").map_or(owner, |node| node.span),
         };
         (!id_fails).then_some(Draft { id, way, places })

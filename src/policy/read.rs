@@ -114,7 +114,7 @@ impl<'s, 't> Reader<'s, 't> {
             Value::Scalar { text, style } if !matches!(plain(text, *style), Plain::Nothing) => {
                 let written = text.lines().next().unwrap_or("");
                 let help = if written.len() <= 60 { format!("write `[{written}]`") } else { help.to_string() };
-                self.error(node.span, "a list belongs here", Some(help));
+                self.error(node.span, format!("expected a list, found {}", said(text)), Some(help));
                 None
             }
             _ => {
@@ -265,13 +265,13 @@ impl<'s, 't> Reader<'s, 't> {
     /// Says what was expected and what stands there instead.
     pub fn wrong_type(&mut self, node: &Node<'t>, expected: &str, help: Option<String>) {
         let message = match &node.value {
-            Value::List(_) => format!("{expected} belongs here, not a list"),
-            Value::Map(_) => format!("{expected} belongs here, not keys with values"),
+            Value::List(_) => format!("expected {expected}, found a list"),
+            Value::Map(_) => format!("expected {expected}, found keys with values"),
             Value::Scalar { text, style } => match plain(text, *style) {
-                Plain::Nothing => format!("{expected} belongs here, and nothing stands here"),
-                Plain::Boolean(_) => format!("{expected} belongs here, not the boolean {}", said(text)),
-                Plain::Number => format!("{expected} belongs here, not the number {}", said(text)),
-                Plain::Text => format!("{expected} belongs here, not the text {}", said(text)),
+                Plain::Nothing => format!("expected {expected}, found nothing"),
+                Plain::Boolean(_) => format!("expected {expected}, found the boolean {}", said(text)),
+                Plain::Number => format!("expected {expected}, found the number {}", said(text)),
+                Plain::Text => format!("expected {expected}, found the text {}", said(text)),
             },
         };
         self.error(node.span, message, help);

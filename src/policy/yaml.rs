@@ -95,7 +95,12 @@ pub(super) fn parse<'t>(source: &SourceText<'t>) -> Result<Node<'t>, Vec<Diagnos
     options.set_emit_comments(false);
     for event in Parser::new_from_str_with_options(source.text(), options) {
         match event {
-            Ok((event, span)) => tree.take(event, octets(&span)),
+            Ok((event, span)) => {
+                if let Some(tag) = span.tag_span() {
+                    tree.refuse_tag(octets(&tag));
+                }
+                tree.take(event, octets(&span));
+            }
             Err(error) => {
                 tree.found.push(syntax_error(source, &error));
                 break;
@@ -194,8 +199,7 @@ impl<'t> Tree<'t, '_> {
                     self.found.push(error_at(self.source, span, "a second document begins here", Some(help)));
                 }
             }
-            Event::Scalar(text, style, anchor, tag) => {
-                self.refuse_tag(tag.is_some(), span);
+            Event::Scalar(text, style, anchor, _) => {
                 let style = match style {
                     ScalarStyle::Plain => Style::Plain,
                     ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted => Style::Quoted,
@@ -203,12 +207,10 @@ impl<'t> Tree<'t, '_> {
                 };
                 self.finish(Node { value: Value::Scalar { text, style }, span }, anchor);
             }
-            Event::SequenceStart(style, anchor, tag) => {
-                self.refuse_tag(tag.is_some(), span);
+            Event::SequenceStart(style, anchor, _) => {
                 self.open.push(Open { span: self.opening(style, span), anchor, items: Items::List(Vec::new()) });
             }
-            Event::MappingStart(style, anchor, tag) => {
-                self.refuse_tag(tag.is_some(), span);
+            Event::MappingStart(style, anchor, _) => {
                 self.open.push(Open { span: self.opening(style, span), anchor, items: Items::Map(Vec::new(), None) });
             }
             Event::SequenceEnd | Event::MappingEnd => {
@@ -223,8 +225,11 @@ impl<'t> Tree<'t, '_> {
             Event::Alias(id) => self.alias(id, span),
             Event::UnresolvedAlias(name) => {
                 let message = format!("nothing before this is called {}", said(&format!("&{name}")));
-                let help = "a word that begins with `*` is a reference; put quotes around it when it is meant as text".to_string();
-                self.found.push(error_at(self.source, span, message, Some(help)));
+                let help = match name.starts_with('.') {
+                    true => "`*` begins a reference; a wildcard is not meant to stand here either: list every name that is needed",
+                    false => "a word that begins with `*` is a reference; put quotes around it when it is meant as text",
+                };
+                self.found.push(error_at(self.source, span, message, Some(help.to_string())));
                 self.place(Node { value: Value::Scalar { text: "".into(), style: Style::Quoted }, span });
             }
             _ => {}
@@ -239,11 +244,9 @@ impl<'t> Tree<'t, '_> {
         }
     }
 
-    fn refuse_tag(&mut self, tagged: bool, span: Span) {
-        if tagged {
-            let help = "write the value alone, without `!` before it".to_string();
-            self.found.push(error_at(self.source, span, "tags have no meaning in a policy", Some(help)));
-        }
+    fn refuse_tag(&mut self, span: Span) {
+        let help = "write the value alone; a text that begins with `!` stands between quotes".to_string();
+        self.found.push(error_at(self.source, span, "tags have no meaning in a policy", Some(help)));
     }
 
     fn alias(&mut self, id: usize, span: Span) {
@@ -312,7 +315,8 @@ fn syntax_error(source: &SourceText<'_>, error: &ScanError) -> Diagnostic {
         }
         ErrorKind::DirectiveDisallowed => ("directives have no meaning in a policy".to_string(), "take the line with `%` away"),
         ErrorKind::UnexpectedCharacter { character } => {
-            (format!("a value cannot begin with {}", said(&character.to_string())), "put quotes around the value")
+            let sign = if *character == '`' { "a backtick".to_string() } else { said(&character.to_string()) };
+            (format!("a value cannot begin with {sign}"), "put quotes around the value, or nothing at all")
         }
         ErrorKind::UnknownQuotedScalarEscape => {
             ("an escape after `\\` is not known".to_string(), "between single quotes `\\` is an ordinary character")
