@@ -33,9 +33,13 @@
 #![warn(missing_docs)]
 
 pub mod base;
+pub mod command;
+pub mod demo;
 pub mod judge;
 pub mod pins;
 pub mod policy;
 pub mod ruleset;
+pub mod simulated;
 pub mod state;
+pub mod system;
 pub mod world;

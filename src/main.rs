@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use egressguard::command::arguments::{Arguments, Command, When};
 use egressguard::command::{self, Exit, Failure, Output, Style, Verbosity};
+use egressguard::demo::{self, Colour, DemoOptions};
 use egressguard::ruleset::program::{GenerationId, Op, TableDump};
 use egressguard::system::files::{NamedDocuments, StateDirectory};
 use egressguard::system::host::LocalHost;
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
     let mut output = Output { out: &mut out, err: &mut err, style: style(&arguments), verbosity: verbosity(&arguments) };
     let mut kernel = OnDemand(None);
     let ended = match &arguments.command {
-        Command::Demo => egressguard::demo::run(&mut output),
+        Command::Demo => demonstrate(&arguments),
         _ => in_world(&arguments, &mut kernel, &mut output),
     };
     let exit = ended.unwrap_or_else(|failure| {
@@ -59,6 +60,22 @@ fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -
     let mut documents = NamedDocuments;
     let mut world = World { kernel, resolver: &mut resolver, host: &host, files: &mut files, documents: &mut documents };
     command::run(&arguments.command, &mut world, output)
+}
+
+/// Runs the demo, which writes by itself.
+fn demonstrate(arguments: &Arguments) -> Result<Exit, Failure> {
+    let refused = |error: anyhow::Error| Failure::refused(format!("{error:#}"), "run it again with a writable standard output");
+    let program = std::env::current_exe().map_err(|error| refused(error.into()))?;
+    let colour = match arguments.color {
+        When::Auto => Colour::Auto,
+        When::Always => Colour::Always,
+        When::Never => Colour::Never,
+    };
+    match demo::run(DemoOptions { program, colour }).map_err(refused)? {
+        0 => Ok(Exit::Done),
+        1 => Ok(Exit::No),
+        _ => Ok(Exit::Refused),
+    }
 }
 
 /// Moves this process into a named network namespace.

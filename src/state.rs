@@ -264,7 +264,7 @@ pub fn last_refresh(files: &dyn Files) -> Option<LastRefresh> {
 
 /// Remembers what this refresh saw.
 pub fn save_refresh(files: &mut dyn Files, last: &LastRefresh) -> Result<(), StateError> {
-    Ok(files.write(REFRESH, &to_json(last))?)
+    Ok(files.note(REFRESH, &to_json(last))?)
 }
 
 /// Lower-case hexadecimal SHA-256.

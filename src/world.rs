@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
-use crate::pins::{Anchor, Answer};
+pub use crate::pins::{Anchor, Answer};
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
 
@@ -91,6 +91,9 @@ pub trait Files {
 
     /// Replaces the content; it is on the disk when this returns.
     fn write(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
+
+    /// Replaces the content without waiting for the disk: after a power cut it may be the old one, or empty.
+    fn note(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
 
     /// Removes a file; nothing happens when there is none.
     fn remove(&mut self, name: &str) -> Result<(), FileError>;

@@ -7,7 +7,7 @@ use crate::base::time::Timestamp;
 use crate::command::arguments::ApplyArguments;
 use crate::command::enforce::{self, Committed};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output};
+use crate::command::{Exit, Failure, Output, test};
 use crate::judge::plan::{Plan, plan};
 use crate::pins::{Answer, Confirmation, NamePins, Pins};
 use crate::policy::{Mode, Policy, Sources, Transport};
@@ -35,6 +35,15 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     let names = enforce::names(&source.policy).len();
     output.detail(&format!("policy `{}` is valid: {names} names, {} DNS servers", source.policy.name, facts.servers.len()));
     let confirmation = addresses(arguments, &source, &facts, world, output)?;
+    if arguments.skip_tests {
+        output.warn(&format!("{} policy tests are skipped", source.policy.tests.len()));
+    } else if let Some(failing) = test::failing(&source.policy, &confirmation.pins, &facts) {
+        return Err(Failure {
+            exit: Exit::No,
+            message: format!("the policy fails its own tests\n{failing}"),
+            help: Some("nothing was changed; mend the rule or the test, or use `--skip-tests`".to_string()),
+        });
+    }
     if arguments.dry_run {
         return dry_run(arguments, &source, &facts, &confirmation.pins, world, output);
     }

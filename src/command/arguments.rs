@@ -54,6 +54,8 @@ pub enum When {
 pub enum Command {
     /// Parse, validate and lint a policy.
     Check(CheckArguments),
+    /// Run a policy's own tests against its compiled rules.
+    Test(TestArguments),
     /// Resolve the names of a policy into a pins file.
     Resolve(ResolveArguments),
     /// Print what would be loaded.
@@ -111,6 +113,20 @@ pub struct CheckArguments {
     /// Treat warnings as errors.
     #[arg(long)]
     pub strict: bool,
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `test`.
+#[derive(Debug, Args)]
+pub struct TestArguments {
+    /// Which policy.
+    #[command(flatten)]
+    pub policy: PolicyArgument,
+    /// Take the addresses from this pins file; without it a name stands for itself.
+    #[arg(long, value_name = "FILE")]
+    pub pins: Option<String>,
     /// Answer with a JSON object.
     #[arg(long)]
     pub json: bool,

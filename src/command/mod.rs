@@ -9,6 +9,7 @@ pub mod remove;
 pub mod restore;
 pub mod source;
 pub mod status;
+pub mod test;
 
 use std::io::{self, Write};
 
@@ -192,6 +193,7 @@ impl Output<'_> {
 pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     match command {
         Command::Check(arguments) => offline::check(arguments, world, output),
+        Command::Test(arguments) => test::test(arguments, world, output),
         Command::Schema => offline::schema(output),
         Command::Completions { shell } => offline::completions(*shell, output),
         Command::Man { output_dir } => offline::man(output_dir.as_deref(), world, output),

@@ -65,7 +65,7 @@ pub fn show(findings: &[Diagnostic], content: &[u8], name: &str, output: &mut Ou
     if findings.is_empty() {
         return Ok(());
     }
-    let colour = if output.style == Style::Coloured { diagnostic::Colour::Always } else { diagnostic::Colour::Never };
+    let colour = if output.style == Style::Coloured { diagnostic::Colour::Ansi } else { diagnostic::Colour::Plain };
     let text = diagnostic::render(findings, &String::from_utf8_lossy(content), name, colour);
     Ok(write!(output.err, "{text}")?)
 }

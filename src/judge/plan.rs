@@ -185,8 +185,7 @@ impl Differ<'_> {
             let same = found.is_some_and(|found| {
                 !found.has_foreign
                     && found.chain.def == chain.def
-                    && found.chain.rules.len() == loadable().count()
-                    && found.chain.rules.iter().zip(loadable()).all(|(there, meant)| there.says_what(meant))
+                    && found.chain.rules.iter().eq(loadable())
                     && !loadable().flat_map(|rule| rule.sets()).any(|set| remade.contains(set))
             });
             if !same {

@@ -6,7 +6,7 @@ use crate::base::time::Timestamp;
 use crate::ruleset::field::{Field, Guard};
 use crate::ruleset::program::{Comparison, Element, Elements, Expr, Register, RuleProgram, TableDef, TableDump, Verdict};
 use crate::ruleset::rule::{Action, Carries, Operator, Rate, Rule, Side, Statement, Test};
-use crate::ruleset::set::{Member, Set, cut};
+use crate::ruleset::set::{Member, Set};
 use crate::ruleset::{LOG_GROUP, Ruleset, TABLE_COMMENT};
 
 /// How many octets of a refused packet the kernel copies to the log: enough for every header that attribution reads.
@@ -48,7 +48,7 @@ pub fn lower_rule(rule: &Rule) -> Option<RuleProgram> {
         program.statement(statement);
     }
     program.action(&rule.action);
-    Some(RuleProgram { exprs: program.exprs, comment: cut(&rule.id) })
+    Some(RuleProgram { exprs: program.exprs, comment: rule.id.clone() })
 }
 
 struct Lowering {

@@ -401,6 +401,14 @@ pub struct TableDump {
     pub foreign: Vec<String>,
 }
 
+impl TableDump {
+    /// Whether rules may add elements to the set: it says so, or one does.
+    pub fn rules_add_to(&self, set: &SetDef) -> bool {
+        let updates = |expr: &Expr| matches!(expr, Expr::Update { set: name, .. } if *name == set.name);
+        set.dynamic || self.chains.iter().flat_map(|(_, rules)| rules).any(|rule| rule.exprs.iter().any(updates))
+    }
+}
+
 /// How many transactions a network namespace has seen. Any change, of anybody's table, makes another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GenerationId(pub u32);

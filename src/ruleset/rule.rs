@@ -3,6 +3,7 @@
 
 use crate::base::time::Period;
 use crate::ruleset::field::{Field, Guard};
+use crate::ruleset::set::cut;
 
 /// One rule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -171,9 +172,9 @@ pub enum Action {
 
 impl Rule {
     /// A rule in its one form: a test that a field of the rule takes for granted is left out, because text and kernel program
-    /// make it again.
+    /// make it again; an id longer than the kernel keeps is cut.
     pub fn new(id: impl Into<String>, tests: Vec<Test>, statements: Vec<Statement>, action: Action) -> Rule {
-        let mut rule = Rule { id: id.into(), tests, statements, action };
+        let mut rule = Rule { id: cut(&id.into()), tests, statements, action };
         let guards = rule.guards();
         rule.tests.retain(|test| {
             !guards.iter().any(|guard| {
@@ -204,12 +205,6 @@ impl Rule {
             _ => None,
         });
         looked.chain(updated)
-    }
-
-    /// Whether this rule, read from a kernel, is what the other one makes the kernel hold. A comment has a length, an id has none.
-    pub fn says_what(&self, meant: &Rule) -> bool {
-        (&self.tests, &self.statements, &self.action) == (&meant.tests, &meant.statements, &meant.action)
-            && self.id == crate::ruleset::set::cut(&meant.id)
     }
 
     /// Whether the kernel can be told of it: it names no user or group that is not known.

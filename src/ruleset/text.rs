@@ -134,7 +134,7 @@ pub fn write_rule(rule: &Rule) -> String {
     words.extend(rule.statements.iter().map(write_statement));
     words.extend(write_action(&rule.action));
     if !rule.id.is_empty() {
-        words.push(format!("comment \"{}\"", crate::ruleset::set::cut(&rule.id)));
+        words.push(format!("comment \"{}\"", rule.id));
     }
     words.join(" ")
 }

@@ -48,7 +48,12 @@ impl Files for StateDirectory {
 
     fn write(&mut self, name: &str, content: &[u8]) -> Result<(), FileError> {
         self.make()?;
-        replace(&self.path.join(name), content, 0o600)
+        replace(&self.path.join(name), content, 0o600, Disk::Wait)
+    }
+
+    fn note(&mut self, name: &str, content: &[u8]) -> Result<(), FileError> {
+        self.make()?;
+        replace(&self.path.join(name), content, 0o600, Disk::Trust)
     }
 
     fn remove(&mut self, name: &str) -> Result<(), FileError> {
@@ -73,14 +78,14 @@ impl Files for StateDirectory {
         self.make()?;
         let path = self.path.join(LOCK);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = opened.map_err(|error| explain("open", &path, &error))?;
+        let file = opened.map_err(|error| explain("open", &path, &error))?;
         let start = Instant::now();
         while let Err(error) = file.try_lock() {
             match error {
                 fs::TryLockError::WouldBlock if start.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(25)),
                 fs::TryLockError::WouldBlock => {
                     let mut holder = String::new();
-                    let _ = file.by_ref().take(200).read_to_string(&mut holder);
+                    let _ = (&file).take(200).read_to_string(&mut holder);
                     let holder: String = holder.trim().chars().filter(|c| !c.is_control()).collect();
                     return Err(FileError::Locked(format!("{holder} holds the lock `{}` since more than {} s", path.display(), PATIENCE.as_secs())));
                 }
@@ -89,7 +94,7 @@ impl Files for StateDirectory {
         }
         let note = format!("`egressguard {purpose}` (pid {})\n", std::process::id());
         // Only words for those who wait: the lock holds without them, on a full disk too.
-        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
+        let _ = file.set_len(0).and_then(|()| (&file).rewind()).and_then(|()| (&file).write_all(note.as_bytes()));
         self.lock = Some(file);
         Ok(())
     }
@@ -116,23 +121,30 @@ impl Documents for NamedDocuments {
     }
 
     fn write(&mut self, path: &str, content: &[u8]) -> Result<(), FileError> {
-        replace(Path::new(path), content, 0o644)
+        replace(Path::new(path), content, 0o644, Disk::Wait)
     }
 }
 
+/// Whether a write is on the disk when it returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    Wait,
+    Trust,
+}
+
 /// Writes beside the file and renames, so that a reader sees the old content or the new one.
-fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
+fn replace(path: &Path, content: &[u8], mode: u32, disk: Disk) -> Result<(), FileError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}.new", std::process::id()));
     let beside = PathBuf::from(beside);
     let written = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside).and_then(|mut file| {
         file.write_all(content)?;
-        file.sync_all()
+        if disk == Disk::Wait { file.sync_all() } else { Ok(()) }
     });
     let replaced = written.and_then(|()| fs::rename(&beside, path)).and_then(|()| match path.parent() {
         // The name is on the disk only when the directory is.
-        Some(parent) => File::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?.sync_all(),
-        None => Ok(()),
+        Some(parent) if disk == Disk::Wait => File::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?.sync_all(),
+        _ => Ok(()),
     });
     replaced.map_err(|error| {
         let _ = fs::remove_file(&beside);

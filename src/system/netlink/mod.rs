@@ -1,0 +1,263 @@
+//! The kernel's nf_tables over netlink: [`NfTables`] carries out transactions and dumps our table.
+//!
+//! What is committed comes back equal from [`Kernel::observe`] when it is in the form that the kernel keeps:
+//! - a rule that updates a set whose elements count ([`SetDef::counter`]) carries no expressions of its own for them, because the
+//!   kernel does not dump what the set says already;
+//! - a limit of packets has a burst above 0, for the kernel makes 5 of 0;
+//! - a set that rules add to has a size, for the kernel makes 65 535 of none;
+//! - every element of an interval set states its last value;
+//! - timeouts are multiples of 10 ms, which every `CONFIG_HZ` can hold.
+//!
+//! The table's comment is written when the table is made. The kernel has no way to change it afterwards.
+//!
+//! libnftnl and libmnl are called here and nowhere else, and so is everything `unsafe`.
+
+#[allow(unsafe_code)] // calls libnftnl
+mod expression;
+#[allow(unsafe_code)] // forks
+mod release;
+#[allow(unsafe_code)] // sets socket options that nix lacks
+mod socket;
+
+pub mod decode;
+mod encode;
+pub mod message;
+mod uapi;
+
+use std::collections::BTreeMap;
+
+use nix::errno::Errno;
+
+use self::decode::ElementParts;
+use self::encode::Batch;
+use self::message::{Message, Writer};
+use self::socket::{Failure, Socket, Whole};
+use self::uapi::*;
+use crate::ruleset::program::{Elements, GenerationId, Op, SetDef, TABLE, TableDef, TableDump};
+use crate::world::{Depth, Kernel, KernelError};
+
+/// How often a dump is begun again when somebody changes the packet filter meanwhile.
+const ATTEMPTS: usize = 20;
+
+/// nf_tables in the network namespace of the thread that opened it.
+pub struct NfTables {
+    socket: Socket,
+    deleted: bool,
+}
+
+impl NfTables {
+    /// Opens a netlink socket in the network namespace of this thread. Fails where the kernel has no netfilter netlink; whether it
+    /// may be used is found out with the first question.
+    pub fn open() -> Result<NfTables, KernelError> {
+        match Socket::open() {
+            Ok(socket) => Ok(NfTables { socket, deleted: false }),
+            Err(Failure::Errno(Errno::EPROTONOSUPPORT)) => {
+                Err(KernelError::NoNfTables("it does not know the protocol NETLINK_NETFILTER (EPROTONOSUPPORT)".into()))
+            }
+            Err(failure) => Err(broken("open a netlink socket", failure)),
+        }
+    }
+
+    /// Lets go of the kernel without waiting. After a transaction that deleted something, closing the socket waits for the
+    /// kernel's grace period (5 to 25 ms); a child process does that instead. Without one it is simply closed.
+    pub fn release(self) {
+        if self.deleted {
+            release::in_a_child(self.socket);
+        }
+    }
+
+    fn read(&mut self, depth: Depth) -> Result<Option<Option<TableDump>>, KernelError> {
+        let mut table: Option<TableDef> = None;
+        let by_name = |writer: &mut Writer| writer.text(NFTA_TABLE_NAME, TABLE);
+        match self.socket.ask(NFT_MSG_GETTABLE, 0, by_name, |message| keep(&mut table, decode::table(message)?)) {
+            Ok(_) => {}
+            Err(Failure::Errno(Errno::ENOENT)) => return Ok(Some(None)),
+            Err(failure) => return Err(no_answer(failure)),
+        }
+        let Some(table) = table else { return Ok(Some(None)) };
+
+        let mut dump = TableDump { table, chains: Vec::new(), sets: BTreeMap::new(), foreign: Vec::new() };
+        if !self.dump(NFT_MSG_GETCHAIN, NFTA_CHAIN_TABLE, decode::chain, |(chain, strange)| {
+            dump.chains.push((chain, Vec::new()));
+            dump.foreign.extend(strange);
+        })? {
+            return Ok(None);
+        }
+        let mut rules = Vec::new();
+        if !self.dump(NFT_MSG_GETRULE, NFTA_RULE_TABLE, decode::rule, |rule| rules.push(rule))? {
+            return Ok(None);
+        }
+        for (chain, rule) in rules {
+            match dump.chains.iter_mut().find(|(def, _)| def.name == chain) {
+                Some((_, rules)) => rules.push(rule),
+                None => return Ok(None),
+            }
+        }
+        let mut sets = Vec::new();
+        if !self.dump(NFT_MSG_GETSET, NFTA_SET_TABLE, decode::set, |set| sets.push(set))?
+            || !self.dump(NFT_MSG_GETOBJ, NFTA_OBJ_TABLE, decode::object, |object| dump.foreign.push(object))?
+            || !self.dump(NFT_MSG_GETFLOWTABLE, NFTA_FLOWTABLE_TABLE, decode::flowtable, |flowtable| dump.foreign.push(flowtable))?
+        {
+            return Ok(None);
+        }
+        for set in sets {
+            let wanted = match depth {
+                Depth::Rules => false,
+                Depth::Pins => !dump.rules_add_to(&set),
+                Depth::Everything => true,
+            };
+            let elements = match wanted {
+                true => match self.elements(&set)? {
+                    Some(elements) => elements,
+                    None => return Ok(None),
+                },
+                false => Elements::new(),
+            };
+            dump.sets.insert(set.name.clone(), (set, elements));
+        }
+        Ok(Some(Some(dump)))
+    }
+
+    /// Dumps one kind of object of our table; `false` when the dump was torn by somebody's change.
+    fn dump<T>(
+        &mut self,
+        kind: u16,
+        table: u16,
+        decode: fn(&Message<'_>) -> Option<Option<T>>,
+        mut take: impl FnMut(T),
+    ) -> Result<bool, KernelError> {
+        let of_our_table = |writer: &mut Writer| writer.text(table, TABLE);
+        let asked = self.socket.ask(kind, NLM_F_DUMP, of_our_table, |message| {
+            if let Some(object) = decode(message)? {
+                take(object);
+            }
+            Some(())
+        });
+        torn_or_whole(asked).map(|whole| whole == Whole::Yes)
+    }
+
+    /// The elements of one set; nothing when the dump was torn.
+    fn elements(&mut self, set: &SetDef) -> Result<Option<Elements>, KernelError> {
+        let mut parts = ElementParts::new(set);
+        let of_the_set = |writer: &mut Writer| {
+            writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+            writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
+        };
+        let asked = self.socket.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, of_the_set, |message| parts.take(message));
+        Ok((torn_or_whole(asked)? == Whole::Yes).then(|| parts.into_elements()))
+    }
+}
+
+impl Kernel for NfTables {
+    fn generation(&mut self) -> Result<GenerationId, KernelError> {
+        let mut generation = None;
+        match self.socket.ask(NFT_MSG_GETGEN, 0, |_| {}, |message| keep(&mut generation, Some(decode::generation(message)?))) {
+            Ok(_) => generation.ok_or_else(|| KernelError::Broken("the kernel did not say its generation".into())),
+            Err(failure) => Err(no_answer(failure)),
+        }
+    }
+
+    fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError> {
+        for _ in 0..ATTEMPTS {
+            let before = self.generation()?;
+            if let Some(table) = self.read(depth)?
+                && self.generation()? == before
+            {
+                return Ok((before, table));
+            }
+        }
+        Err(KernelError::Broken(format!("the packet filter was changed by somebody else during each of {ATTEMPTS} attempts to read it")))
+    }
+
+    fn commit(&mut self, expected: GenerationId, ops: &[Op]) -> Result<GenerationId, KernelError> {
+        let refused = |step: usize, errno: String| (ops.get(step).map_or_else(String::new, Op::to_string), errno);
+        let batch = Batch::encode(expected, ops).map_err(|(step, errno)| KernelError::Refused(vec![refused(step, errno)]))?;
+        if batch.is_empty() {
+            return Ok(expected);
+        }
+        // To the kernel, 0 means any generation.
+        if expected == GenerationId(0) {
+            return Err(KernelError::Interfered);
+        }
+        let verdicts = match self.socket.transact(&batch.octets) {
+            Ok(verdicts) => verdicts,
+            // Nothing left this process.
+            Err(Failure::Errno(errno @ (Errno::EMSGSIZE | Errno::ENOMEM | Errno::ENOBUFS))) => {
+                let what = format!("take a transaction of {} octets", batch.octets.len());
+                return Err(KernelError::Refused(vec![(what, errno_name(errno))]));
+            }
+            Err(failure) => return Err(broken("commit a transaction", failure)),
+        };
+        if let Some((_, errno)) = verdicts.errors.iter().find(|(seq, _)| *seq == 0) {
+            return Err(match errno {
+                Errno::ERESTART => KernelError::Interfered,
+                _ => no_answer(Failure::Errno(*errno)),
+            });
+        }
+        let mut refusals: Vec<(String, String)> = Vec::new();
+        for (seq, errno) in &verdicts.errors {
+            let step = batch.steps.get(*seq as usize - 1).copied().unwrap_or(ops.len());
+            let refusal = refused(step, errno_name(*errno));
+            if refusals.last() != Some(&refusal) {
+                refusals.push(refusal);
+            }
+        }
+        if !refusals.is_empty() {
+            return Err(KernelError::Refused(refusals));
+        }
+        let now = self.generation()?;
+        if now == expected && verdicts.lost {
+            return Err(KernelError::Refused(vec![("carry out the transaction".into(), "ENOBUFS: its reasons were lost".into())]));
+        }
+        self.deleted |= ops.iter().any(deletes);
+        // A transaction of steps that change nothing makes no generation. Any other makes one more, and skips 0; who came after
+        // us may have made more.
+        Ok(if now == expected { expected } else { GenerationId(expected.0.checked_add(1).unwrap_or(1)) })
+    }
+}
+
+/// Whether the kernel has something to free after this step.
+fn deletes(op: &Op) -> bool {
+    matches!(op, Op::DeleteTable | Op::DeleteChain(_) | Op::FlushChain(_) | Op::DeleteSet(_) | Op::DeleteElements { .. })
+}
+
+fn keep<T>(slot: &mut Option<T>, value: Option<T>) -> Option<()> {
+    *slot = value;
+    Some(())
+}
+
+/// What vanished while it was dumped was changed by somebody.
+fn torn_or_whole(asked: Result<Whole, Failure>) -> Result<Whole, KernelError> {
+    match asked {
+        Ok(whole) => Ok(whole),
+        Err(Failure::Errno(Errno::ENOENT | Errno::EINTR)) => Ok(Whole::No),
+        Err(failure) => Err(no_answer(failure)),
+    }
+}
+
+/// Why a question, or a batch as a whole, was turned away.
+fn no_answer(failure: Failure) -> KernelError {
+    match failure {
+        Failure::Errno(Errno::EPERM | Errno::EACCES) => KernelError::NotPermitted,
+        // nfnetlink without nf_tables: EINVAL to a question, EOPNOTSUPP to a batch.
+        Failure::Errno(errno @ (Errno::EINVAL | Errno::EOPNOTSUPP)) => {
+            KernelError::NoNfTables(format!("nfnetlink has no nf_tables and cannot load it ({}); try `modprobe nf_tables`", errno_name(errno)))
+        }
+        failure => broken("talk about the packet filter", failure),
+    }
+}
+
+fn broken(what: &str, failure: Failure) -> KernelError {
+    KernelError::Broken(match failure {
+        Failure::Errno(errno) => format!("the kernel refused to {what} ({})", errno_name(errno)),
+        Failure::Words(words) => words,
+    })
+}
+
+/// The name of an errno, or its number when it has none.
+fn errno_name(errno: Errno) -> String {
+    match errno {
+        Errno::UnknownErrno => "unknown errno".into(),
+        known => format!("{known:?}"),
+    }
+}
