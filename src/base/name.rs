@@ -4,11 +4,13 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::base::diagnostic::{nearest, said};
+
 /// A DNS host name in A-label form: lower case, no final dot, at most 253 octets.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DnsName(Box<str>);
 
-/// Why a text is not a host name that can be pinned. The text of each says what to write instead.
+/// Why a text is not a host name that can be pinned. [`NameError::help`] says what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum NameError {
@@ -18,11 +20,11 @@ pub enum NameError {
     Wildcard,
     #[error("a host name has at most 253 octets, this one has {0}")]
     TooLong(usize),
-    #[error("a label of a host name has 1 to 63 octets, `{0}` has {n}", n = .0.len())]
+    #[error("a label of a host name has 1 to 63 octets, {} has {n}", said(.0), n = .0.len())]
     Label(String),
-    #[error("a label neither starts nor ends with a hyphen: `{0}`")]
+    #[error("a label neither starts nor ends with a hyphen: {}", said(.0))]
     Hyphen(String),
-    #[error("{0:?} is not allowed in a host name")]
+    #[error("{} is not allowed in a host name", said(&.0.to_string()))]
     Character(char),
     #[error("an internationalised name is written in its A-label form")]
     NotAscii {
@@ -37,7 +39,9 @@ impl DnsName {
     /// Parses and lower-cases a name. One final dot is accepted and dropped.
     pub fn parse(text: &str) -> Result<DnsName, NameError> {
         if !text.is_ascii() {
-            let a_label = idna::domain_to_ascii(text).ok().filter(|ascii| DnsName::parse(ascii).is_ok());
+            // Four octets are the longest character; nothing longer than this has an A-label form that fits.
+            let a_label = Some(text).filter(|text| text.len() <= 4 * 253);
+            let a_label = a_label.and_then(|text| idna::domain_to_ascii(text).ok()).filter(|ascii| DnsName::parse(ascii).is_ok());
             return Err(NameError::NotAscii { a_label });
         }
         let text = text.strip_suffix('.').unwrap_or(text);
@@ -71,6 +75,22 @@ impl DnsName {
     /// The name, lower case, without a final dot.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl NameError {
+    /// The next step.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            NameError::Wildcard => Some("list every name that is needed, each by itself".to_string()),
+            NameError::Hyphen(_) | NameError::Character(_) => {
+                Some("a host name has letters, digits, hyphens and dots, and nothing else".to_string())
+            }
+            NameError::Label(label) if label.is_empty() => Some("take one of two dots in a row away".to_string()),
+            NameError::NotAscii { a_label: Some(a_label) } => Some(format!("write `{a_label}`")),
+            NameError::NumericTop => Some("an IPv4 address has four numbers from 0 to 255".to_string()),
+            NameError::NotAscii { a_label: None } | NameError::Empty | NameError::TooLong(_) | NameError::Label(_) => None,
+        }
     }
 }
 
@@ -125,9 +145,72 @@ impl fmt::Display for Slug {
     }
 }
 
+/// What a systemd unit that runs processes may end with: each has a control group of its own.
+const UNIT_SUFFIXES: [&str; 6] = ["service", "slice", "scope", "socket", "mount", "swap"];
+
+/// The full name of a systemd unit: as it stands, or with `.service` when no type is said, as `systemctl` reads it.
+/// The error is a sentence. Units that run nothing (timers, targets) are refused. Source: systemd.unit(5).
+pub fn unit(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 255 {
+        return Err("the name of a unit has 1 to 255 octets".to_string());
+    }
+    if let Some(bad) = text.chars().find(|c| !(c.is_ascii_alphanumeric() || ":-_.\\@".contains(*c))) {
+        return Err(format!("{} is not allowed in the name of a unit", said(&bad.to_string())));
+    }
+    match text.rsplit_once('.') {
+        None if text.len() > 255 - ".service".len() => Err("the name of a unit has 1 to 255 octets".to_string()),
+        None => Ok(format!("{text}.service")),
+        Some(("", _)) => Err("the name of a unit has something before its type".to_string()),
+        Some((_, suffix)) if UNIT_SUFFIXES.contains(&suffix) => Ok(text.to_string()),
+        Some((_, suffix)) if ["timer", "target", "path", "device", "automount"].contains(&suffix) => {
+            Err(format!("a unit that ends with `.{suffix}` runs no processes"))
+        }
+        Some((_, suffix)) => Err(match nearest(suffix, UNIT_SUFFIXES) {
+            Some(near) => format!("{} is no type of unit, did you mean `.{near}`?", said(&format!(".{suffix}"))),
+            None => format!("{} is no type of unit, write the full name: `{text}.service`", said(&format!(".{suffix}"))),
+        }),
+    }
+}
+
+/// The name of a user or a group, as it stands in passwd(5): no blanks, colons, slashes or control characters, at most 255
+/// octets, and not a number alone. The error is a sentence.
+pub fn account(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 255 {
+        return Err("the name of a user or a group has 1 to 255 octets".to_string());
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.$@".contains(c) || (c.is_alphanumeric() && !c.is_ascii());
+    if let Some(bad) = text.chars().find(|c| !allowed(*c)) {
+        return Err(format!("{} is not allowed in the name of a user or a group", said(&bad.to_string())));
+    }
+    if text.starts_with('-') {
+        return Err("the name of a user or a group does not begin with a hyphen".to_string());
+    }
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err("a name is not a number alone".to_string());
+    }
+    Ok(text.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_unit_without_a_type_is_a_service() {
+        assert_eq!(unit("backend").as_deref(), Ok("backend.service"));
+        assert_eq!(unit("a@b.slice").as_deref(), Ok("a@b.slice"));
+        for bad in ["", ".service", "a b", "a/b", "backup.timer", "x.servce", "x.conf", &"a".repeat(250)] {
+            assert!(unit(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_account_is_a_name_and_not_a_number() {
+        assert_eq!(account("www-data").as_deref(), Ok("www-data"));
+        for bad in ["", "1000", "a b", "a:b", "-x", "a\0", "a\u{202e}"] {
+            assert!(account(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn a_name_is_lower_cased_once_and_loses_its_final_dot() {

@@ -3,16 +3,15 @@
 use serde_json::{Value, json};
 
 use crate::base::net::IpNet;
-use crate::base::time::Timestamp;
 use crate::command::arguments::ApplyArguments;
 use crate::command::enforce::{self, Committed};
 use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, test};
 use crate::judge::plan::{Plan, plan};
-use crate::pins::{Answer, Confirmation, NamePins, Pins};
+use crate::pins::{Answer, Confirmation, NamePins, Pins, What};
 use crate::policy::{Mode, Policy, Sources, Transport};
-use crate::ruleset::compile::{Facts, compile, identity_chain};
-use crate::ruleset::{IDENTITY_CHAIN, Ruleset};
+use crate::ruleset::Ruleset;
+use crate::ruleset::compile::{Facts, compile};
 use crate::state::{self, Current, LastRefresh, Record, Saved};
 use crate::world::{Depth, Host, World};
 
@@ -30,8 +29,7 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
         world.files.lock("apply")?;
     }
     // A kernel that cannot be used is said before DNS is waited for.
-    let (_, there) = world.kernel.observe(Depth::Rules)?;
-    drop(there);
+    world.kernel.generation()?;
     let names = enforce::names(&source.policy).len();
     output.detail(&format!("policy `{}` is valid: {names} names, {} DNS servers", source.policy.name, facts.servers.len()));
     let confirmation = addresses(arguments, &source, &facts, world, output)?;
@@ -149,58 +147,82 @@ fn load(
     world: &mut World,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
+    let policy = &source.policy;
+    let mut confirmation = confirmation;
+    let mut loaded = commit(source, facts, &confirmation, Generation::New, world)?;
+    let blocked = !unresolved(&confirmation.pins).is_empty();
+    if blocked && arguments.pins.is_none() && loaded.committed.plan.touches_rules() {
+        // The rules from before may have refused the questions that the new policy asks.
+        confirmation = enforce::resolve(policy, facts, &confirmation.pins, world.resolver, world.host.now(), output);
+        if confirmation.changes.iter().any(|change| change.what == What::Added) {
+            let again = commit(source, facts, &confirmation, Generation::Same(loaded.generation), world)?;
+            loaded.committed.kernel = again.committed.kernel;
+            loaded.committed.plan.added.extend(again.committed.plan.added);
+        }
+    }
+    remember(&loaded, &confirmation, world)?;
+    report(arguments, policy, &loaded, &confirmation, output)
+}
+
+/// Under which number a ruleset is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Generation {
+    /// The next one, once something has to change.
+    New,
+    /// This one, again.
+    Same(u64),
+}
+
+/// What was loaded.
+struct Loaded {
+    generation: u64,
+    committed: Committed,
+}
+
+/// Loads and saves one generation.
+fn commit(source: &Source, facts: &Facts, confirmation: &Confirmation, generation: Generation, world: &mut World) -> Result<Loaded, Failure> {
     let now = world.host.now();
     let policy = &source.policy;
-    let (_, there) = world.kernel.observe(Depth::Rules)?;
-    let held = there.as_ref().and_then(|dump| crate::ruleset::lift::lift(dump, now).identity);
-    let current = state::current(world.files).unwrap_or(Current::Nothing);
-    // The kernel's generation counts only while it is the one that was saved.
-    let held = held.map(|identity| identity.generation).filter(|held| current == Current::Generation(*held));
-    let mut meant = compile(policy, &confirmation.pins, facts, held.unwrap_or(0));
+    let current = match (generation, state::current(world.files)) {
+        (Generation::Same(generation), _) | (Generation::New, Ok(Current::Generation(generation))) => Some(generation),
+        _ => None,
+    };
+    let mut meant = compile(policy, &confirmation.pins, facts, current.unwrap_or(0));
     let clock = world.host.clock();
     let mut saved = None;
     let files = &mut *world.files;
     let committed = enforce::commit(world.kernel, &mut meant, now, &mut |ruleset: &mut Ruleset| {
-        let generation = state::highest(files)?.max(ruleset.identity.generation) + 1;
-        number(ruleset, generation);
+        if generation == Generation::New {
+            ruleset.number(state::highest(files)?.max(ruleset.identity.generation) + 1);
+        }
         // ORDER: saved before it is loaded, so that what the kernel holds can always be found again; named as the one to restore
         // only when it has been read back.
-        let record = Record::new(generation, policy, facts, &clock);
+        let record = Record::new(ruleset.identity.generation, policy, facts, &clock);
         state::save(files, &Saved { policy: source.content.clone(), pins: confirmation.pins.clone(), record })?;
-        saved = Some(generation);
+        saved = Some(ruleset.identity.generation);
         Ok(())
     });
-    let committed = match committed {
-        Ok(committed) => committed,
-        Err(failure) => {
-            if let Some(generation) = saved {
-                state::discard(world.files, generation);
-            }
-            return Err(failure);
+    match (committed, saved) {
+        (Ok(committed), Some(saved)) => {
+            state::make_current(world.files, saved)?;
+            Ok(Loaded { generation: saved, committed })
         }
-    };
-    if let Some(generation) = saved {
-        state::make_current(world.files, generation)?;
-    }
-    remember(&committed, &meant, &confirmation, now, world)?;
-    report(arguments, policy, &meant, &committed.plan, &confirmation, output)
-}
-
-/// Gives the ruleset its generation.
-pub fn number(ruleset: &mut Ruleset, generation: u64) {
-    ruleset.identity.generation = generation;
-    let identity = identity_chain(&ruleset.identity);
-    if let Some(chain) = ruleset.chains.iter_mut().find(|chain| chain.def.name == IDENTITY_CHAIN) {
-        *chain = identity;
+        (Ok(committed), None) => Ok(Loaded { generation: meant.identity.generation, committed }),
+        (Err(failure), saved) => {
+            if let (Some(saved), Generation::New) = (saved, generation) {
+                state::discard(world.files, saved);
+            }
+            Err(failure)
+        }
     }
 }
 
 /// Remembers which kernel generation holds these rules.
-pub fn remember(committed: &Committed, meant: &Ruleset, confirmation: &Confirmation, now: Timestamp, world: &mut World) -> Result<(), Failure> {
+fn remember(loaded: &Loaded, confirmation: &Confirmation, world: &mut World) -> Result<(), Failure> {
     let last = LastRefresh {
-        at: now.0,
-        generation: meant.identity.generation,
-        kernel_generation: committed.kernel.0,
+        at: world.host.now().0,
+        generation: loaded.generation,
+        kernel_generation: loaded.committed.kernel.0,
         namespace: world.host.namespace(),
         problems: enforce::problems(confirmation).into_iter().map(|(name, words)| (name.to_string(), words)).collect(),
     };
@@ -210,12 +232,11 @@ pub fn remember(committed: &Committed, meant: &Ruleset, confirmation: &Confirmat
 fn report(
     arguments: &ApplyArguments,
     policy: &Policy,
-    meant: &Ruleset,
-    change: &Plan,
+    loaded: &Loaded,
     confirmation: &Confirmation,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
-    let generation = meant.identity.generation;
+    let (generation, change) = (loaded.generation, &loaded.committed.plan);
     warn_of(confirmation, output);
     if arguments.json {
         let verb = if change.is_nothing() { "unchanged" } else { "applied" };
@@ -262,7 +283,8 @@ pub fn describe(change: &Plan, output: &mut Output) -> Result<(), Failure> {
     }
     for (sign, elements) in [('+', &change.added), ('-', &change.removed), ('~', &change.renewed)] {
         // Constant elements of the rules have no comment and say nothing to people.
-        let named: Vec<_> = elements.iter().filter(|element| !element.comment.is_empty()).collect();
+        let mut named: Vec<_> = elements.iter().filter(|element| !element.comment.is_empty()).collect();
+        named.dedup_by_key(|element| (&element.element, &element.comment));
         for element in named.iter().take(MOST) {
             output.say(&format!("  {sign} {:<39}  {}", element.element, element.comment))?;
         }

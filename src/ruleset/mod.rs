@@ -97,10 +97,24 @@ impl Identity {
     }
 }
 
+/// The rules of the chain `identity`: they do nothing, their comments say it.
+pub fn identity_rules(identity: &Identity) -> Vec<Rule> {
+    identity.comments().into_iter().map(|comment| Rule::new(comment, vec![], vec![], rule::Action::Return)).collect()
+}
+
 impl Ruleset {
     /// The chain of this name.
     pub fn chain(&self, name: &str) -> Option<&Chain> {
         self.chains.iter().find(|chain| chain.def.name == name)
+    }
+
+    /// Gives the ruleset another generation.
+    pub fn number(&mut self, generation: u64) {
+        self.identity.generation = generation;
+        let rules = identity_rules(&self.identity);
+        if let Some(chain) = self.chains.iter_mut().find(|chain| chain.def.name == IDENTITY_CHAIN) {
+            chain.rules = rules;
+        }
     }
 
     /// The same rules without those that name a user or group which is not known: what they would allow is blocked.

@@ -14,7 +14,7 @@ use crate::ruleset::field::{Field, LOOPBACK, NO_USER, STATUS_DNAT, TCP_ACK, TCP_
 use crate::ruleset::program::{Hook, KeyType};
 use crate::ruleset::rule::{Action, Rule, Test, has_any, in_set, is, is_not};
 use crate::ruleset::set::Set;
-use crate::ruleset::{Chain, IDENTITY_CHAIN, Identity, Ruleset};
+use crate::ruleset::{Chain, IDENTITY_CHAIN, Identity, Ruleset, identity_rules};
 
 /// What the host knows and the policy does not say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,14 +39,8 @@ pub fn compile(policy: &Policy, pins: &Pins, facts: &Facts, generation: u64) -> 
     chains.extend(outbound);
     chains.extend(compiler.essentials());
     chains.extend(compiler.refusals());
-    chains.push(identity_chain(&identity));
+    chains.push(Chain::regular(IDENTITY_CHAIN, identity_rules(&identity)));
     Ruleset { identity, chains, sets: compiler.sets }
-}
-
-/// The chain that only says whose rules these are.
-pub fn identity_chain(identity: &Identity) -> Chain {
-    let rules = identity.comments().into_iter().map(|comment| Rule::new(comment, vec![], vec![], Action::Return)).collect();
-    Chain::regular(IDENTITY_CHAIN, rules)
 }
 
 /// Destinations that never leave the link: IPv6 link-local unicast and multicast.
