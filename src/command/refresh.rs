@@ -17,7 +17,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
-use crate::state::{self, Current, LastRefresh, Saved};
+use crate::state::{self, Current, LastRefresh, Saved, StateError};
 use crate::world::{Depth, KernelError, World};
 
 /// How often a commit is planned again when somebody else changes the packet filter meanwhile.
@@ -73,8 +73,12 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
         Current::Generation(generation) => Some(generation),
         Current::Nothing | Current::Removed => None,
     };
-    let known = state::last_refresh(world.files).filter(|last| Some(last.generation) == generation);
-    if known.is_none() || generation.is_none() {
+    let last = state::last_refresh(world.files).filter(|last| Some(last.generation) == generation && last.namespace == world.host.namespace());
+    let undisturbed = match last {
+        Some(last) => world.kernel.generation()? == GenerationId(last.kernel_generation),
+        None => false,
+    };
+    if !undisturbed {
         let (_, there) = world.kernel.observe(Depth::Rules)?;
         let held = there.and_then(|dump| lift(&dump, world.host.now()).identity).map(|identity| identity.generation);
         if let Some(held) = held.filter(|held| Some(*held) != generation) {
@@ -85,7 +89,17 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
             }
         }
     }
-    let saved = state::load(world.files, generation.ok_or_else(nothing)?)?.ok_or_else(nothing)?;
+    let generation = generation.ok_or_else(nothing)?;
+    let saved = match state::load(world.files, generation) {
+        Err(damaged @ StateError::Damaged(..)) => {
+            // Without its pins a generation is whole enough to be asked for them.
+            let saved = state::load_without_pins(world.files, generation)?;
+            output.warn(&format!("{damaged}: every name is asked for anew"));
+            saved
+        }
+        loaded => loaded?,
+    };
+    let saved = saved.ok_or_else(nothing)?;
     let mut quiet = Output { out: &mut *output.out, err: &mut *output.err, style: Style::Plain, verbosity: Verbosity::Quiet };
     let Source { policy, .. } = source::parse(&saved.record.file, saved.policy.clone(), &mut quiet)?;
     let earlier = enforce::earlier_pins(&saved, &policy, world.host);
