@@ -42,19 +42,16 @@ fn main() -> ExitCode {
 }
 
 fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -> Result<Exit, Failure> {
-    let mut resolv_conf = PathBuf::from("/etc/resolv.conf");
-    if let Some(name) = &arguments.netns {
-        enter(name)?;
-        // As `ip netns exec` has it.
-        let of_namespace = PathBuf::from("/etc/netns").join(name).join("resolv.conf");
-        if of_namespace.exists() {
-            resolv_conf = of_namespace;
+    let mut host = match &arguments.netns {
+        Some(name) => {
+            enter(name)?;
+            LocalHost::in_netns(name)
         }
-    }
+        None => LocalHost::new(),
+    };
     if let Some(path) = &arguments.resolv_conf {
-        resolv_conf.clone_from(path);
+        host.resolv_conf.clone_from(path);
     }
-    let host = LocalHost::new(resolv_conf);
     let mut resolver = DnsResolver::new();
     let mut files = StateDirectory::new(arguments.state_dir.clone());
     let mut documents = NamedDocuments;

@@ -123,7 +123,8 @@ pub trait Host {
     /// The wall clock.
     fn now(&self) -> Timestamp;
 
-    /// All clocks.
+    /// This moment on the wall clock and on the clock that nobody can set, by which jumps of the former are found
+    /// ([`crate::pins::rebase`]).
     fn clock(&self) -> Anchor;
 
     /// Something that tells this network namespace from every other one of this boot.

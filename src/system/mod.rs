@@ -1,4 +1,7 @@
-//! The only sockets, clock, processes and files of the world: the kernel's packet filter, resolvers, this host.
+//! The world as it is: sockets, files, the clock. Everything else is pure and gets what it needs as a value.
 
 pub mod files;
+pub mod host;
 pub mod netlink;
+pub mod resolv_conf;
+pub mod resolver;
