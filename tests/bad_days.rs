@@ -427,7 +427,7 @@ fn an_interface_that_vanishes_takes_no_rule_with_it() {
     let policy = arena.write("policy.yaml", &policies::resolved());
     arena.run(&["apply", &policy]).expect(0);
     let before = arena.host.listing();
-    arena.host.within(|| assert!(Command::new("ip").args(["link", "del", "up"]).status().expect("ip runs").success()));
+    arena.host.within(|| assert!(Command::new("ip").args(["link", "del", "cable"]).status().expect("ip runs").success()));
     assert_eq!(arena.host.listing(), before);
     let refreshed = arena.run(&["refresh"]).expect(0);
     assert!(refreshed.err.contains("both.test") && refreshed.err.contains("its pins stay until they expire"), "{refreshed}");

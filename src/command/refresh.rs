@@ -31,12 +31,14 @@ struct Refresh {
     earlier: Pins,
     /// The facts that the kernel was last told.
     told: Facts,
+    /// Why the pins that the kernel was last told are not known.
+    damaged: Option<StateError>,
 }
 
 /// Runs `refresh`.
 pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     world.files.lock("refresh")?;
-    let job = find(world, output)?;
+    let mut job = find(world, output)?;
     // What the host does not tell now is as it was: a user database that is away must not keep the pins from being confirmed.
     let (facts, missing) = source::facts(&job.policy, world.host).unwrap_or_else(|failure| {
         output.warn(&failure.message);
@@ -48,6 +50,12 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     let now = world.host.now();
     let confirmation = enforce::resolve(&job.policy, &facts, &job.earlier, world.resolver, now, output);
     let now = world.host.now();
+    if let Some(damaged) = job.damaged.take()
+        && !apply::unresolved(&confirmation.pins).is_empty()
+    {
+        // Pins of these names may be in the kernel, and they are to stay.
+        return Err(damaged.into());
+    }
     let generation = job.saved.record.generation;
     let meant = compile(&job.policy, &confirmation.pins, &facts, generation).loadable();
     let done = tell(arguments, &job, &meant, now, world)?;
@@ -94,21 +102,21 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
         }
     }
     let generation = generation.ok_or_else(nothing)?;
-    let saved = match state::load(world.files, generation) {
+    let (saved, damaged) = match state::load(world.files, generation) {
         Err(damaged @ StateError::Damaged(..)) => {
-            // Without its pins a generation is whole enough to be asked for them.
+            // DNS can say again what the pins were; nobody else knows what the policy was.
             let saved = state::load_without_pins(world.files, generation)?;
             output.warn(&format!("{damaged}: every name is asked for anew"));
-            saved
+            (saved, Some(damaged))
         }
-        loaded => loaded?,
+        loaded => (loaded?, None),
     };
     let saved = saved.ok_or_else(nothing)?;
     let mut quiet = Output { out: &mut *output.out, err: &mut *output.err, style: Style::Plain, verbosity: Verbosity::Quiet };
     let Source { policy, .. } = source::parse(&saved.record.file, saved.policy.clone(), &mut quiet)?;
     let earlier = enforce::earlier_pins(&saved, &policy, world.host);
     let told = saved.record.facts();
-    Ok(Refresh { saved, policy, earlier, told })
+    Ok(Refresh { saved, policy, earlier, told, damaged })
 }
 
 /// What was done, and what was found changed by others.

@@ -119,10 +119,12 @@ pub fn in_fresh_namespace<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(own).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// Panics in the namespace that the tests were started in, where their first thread stays, and in that of process 1, which a container
+/// may hide.
 fn assert_foreign() {
     let own = fs::read_link("/proc/thread-self/ns/net").expect("/proc is there");
-    let first = fs::read_link("/proc/1/ns/net").expect("root can look at process 1");
-    assert_ne!(own, first, "this would touch the packet filter of the machine");
+    assert_ne!(own, fs::read_link("/proc/self/ns/net").expect("/proc is there"), "this is where the tests were started");
+    assert_ne!(Some(own), fs::read_link("/proc/1/ns/net").ok(), "this would touch the packet filter of the machine");
 }
 
 /// The empty namespace that programs are started from.
@@ -222,18 +224,18 @@ impl Arena {
     /// Makes it; every address of this file answers TCP connections to port 443.
     pub fn new() -> Arena {
         let (host, internet) = (Namespace::new("host"), Namespace::new("net"));
-        host.ip(&format!("link set lo up\nlink add up type veth peer name down netns {}\n", internet.name));
-        let mut far = String::from("link set lo up\naddr add 192.0.2.53/24 dev down\naddr add 2001:db8:ffff::53/64 dev down nodad\n");
+        host.ip(&format!("link set lo up\nlink add cable type veth peer name socket netns {}\n", internet.name));
+        let mut far = String::from("link set lo up\naddr add 192.0.2.53/24 dev socket\naddr add 2001:db8:ffff::53/64 dev socket nodad\n");
         for address in [OLD, BOTH, NEW, STRANGER] {
             far.push_str(&format!("addr add {address}/32 dev lo\n"));
         }
         for address in [OLD_V6, NEW_V6, STRANGER_V6] {
             far.push_str(&format!("addr add {address}/128 dev lo nodad\n"));
         }
-        internet.ip(&format!("{far}link set down up\n"));
+        internet.ip(&format!("{far}link set socket up\n"));
         host.ip(
-            "addr add 192.0.2.1/24 dev up\naddr add 2001:db8:ffff::1/64 dev up nodad\nlink set up up\n\
-             route add default via 192.0.2.53 dev up\nroute add default via 2001:db8:ffff::53 dev up\n",
+            "addr add 192.0.2.1/24 dev cable\naddr add 2001:db8:ffff::1/64 dev cable nodad\nlink set cable up\n\
+             route add default via 192.0.2.53 dev cable\nroute add default via 2001:db8:ffff::53 dev cable\n",
         );
         let listener = internet.within(|| TcpListener::bind("[::]:443").expect("the port is free"));
         // It ends with the process; connections are ended at once.
