@@ -197,7 +197,16 @@ pub fn highest(files: &dyn Files) -> Result<u64, StateError> {
 
 /// Reads one generation whole; `None` when it is not there.
 pub fn load(files: &dyn Files, generation: u64) -> Result<Option<Saved>, StateError> {
-    let [policy_name, pins_name, record_name] = names(generation);
+    let Some(saved) = load_without_pins(files, generation)? else { return Ok(None) };
+    let [_, pins_name, _] = names(generation);
+    let pins = files.read(&pins_name)?.ok_or_else(|| StateError::Damaged(pins_name.clone(), "it is missing".to_string()))?;
+    let pins = read_pins(&pins).map_err(|why| StateError::Damaged(pins_name, why))?;
+    Ok(Some(Saved { pins, ..saved }))
+}
+
+/// Reads one generation whose pins may be damaged, and gives it none; `None` when it is not there.
+pub fn load_without_pins(files: &dyn Files, generation: u64) -> Result<Option<Saved>, StateError> {
+    let [policy_name, _, record_name] = names(generation);
     let Some(record) = files.read(&record_name)? else { return Ok(None) };
     let record: Record =
         serde_json::from_slice(&record).map_err(|error| StateError::Damaged(record_name.clone(), error.to_string()))?;
@@ -205,13 +214,10 @@ pub fn load(files: &dyn Files, generation: u64) -> Result<Option<Saved>, StateEr
     if digest(&policy) != record.sha256 {
         return Err(StateError::Damaged(policy_name, "its digest is another".to_string()));
     }
-    let pins = files.read(&pins_name)?.ok_or_else(|| StateError::Damaged(pins_name.clone(), "it is missing".to_string()))?;
-    let pins = read_pins(&pins).map_err(|why| StateError::Damaged(pins_name, why))?;
-    Ok(Some(Saved { policy, pins, record }))
+    Ok(Some(Saved { policy, pins: Pins::default(), record }))
 }
 
-/// Reads the policy of a generation whose pins or record may be damaged: enough to block everything that needs a pin and keep the
-/// ways in.
+/// Reads the policy of a generation whose record is damaged or gone: nothing then tells whether the policy is what was applied.
 pub fn load_policy(files: &dyn Files, generation: u64) -> Option<Vec<u8>> {
     files.read(&names(generation)[0]).ok().flatten()
 }
@@ -236,8 +242,9 @@ pub fn make_current(files: &mut dyn Files, generation: u64) -> Result<(), StateE
     let previous = current(files).unwrap_or(Current::Nothing);
     files.write(CURRENT, format!("{generation}\n").as_bytes())?;
     let keep = |number: u64| number == generation || previous == Current::Generation(number);
-    for name in files.list()?.into_iter().filter(|name| generation_of(name).is_some_and(|number| !keep(number))) {
-        files.remove(&name)?;
+    // What cannot be removed is never referred to, and the next apply tries again.
+    for name in files.list().unwrap_or_default().iter().filter(|name| generation_of(name).is_some_and(|number| !keep(number))) {
+        let _ = files.remove(name);
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::base::net::IpNet;
+use crate::base::time::Timestamp;
 use crate::command::arguments::ApplyArguments;
 use crate::command::enforce::{self, Committed};
 use crate::command::source::{self, Source};
@@ -12,8 +13,9 @@ use crate::pins::{Answer, Confirmation, NamePins, Pins, What};
 use crate::policy::{Mode, Policy, Sources, Transport};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
+use crate::ruleset::lift::lift;
 use crate::state::{self, Current, LastRefresh, Record, Saved};
-use crate::world::{Depth, Host, World};
+use crate::world::{Depth, Host, Kernel, World};
 
 /// Runs `apply`.
 pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
@@ -125,7 +127,7 @@ fn dry_run(
 ) -> Result<Exit, Failure> {
     let now = world.host.now();
     let (_, there) = world.kernel.observe(Depth::Pins)?;
-    let held = there.as_ref().and_then(|dump| crate::ruleset::lift::lift(dump, now).identity);
+    let held = there.as_ref().and_then(|dump| lift(dump, now).identity);
     let meant = compile(&source.policy, pins, facts, held.map_or(0, |identity| identity.generation));
     let change = plan(there.as_ref(), &meant, now)?;
     if arguments.json {
@@ -160,7 +162,10 @@ fn load(
             loaded.committed.plan.added.extend(again.committed.plan.added);
         }
     }
-    remember(&loaded, &confirmation, world)?;
+    if let Err(failure) = remember(&loaded, &confirmation, world) {
+        // It only saves the next refresh some work.
+        output.warn(&failure.message);
+    }
     report(arguments, policy, &loaded, &confirmation, output)
 }
 
@@ -198,22 +203,35 @@ fn commit(source: &Source, facts: &Facts, confirmation: &Confirmation, generatio
         // ORDER: saved before it is loaded, so that what the kernel holds can always be found again; named as the one to restore
         // only when it has been read back.
         let record = Record::new(ruleset.identity.generation, policy, facts, &clock);
-        state::save(files, &Saved { policy: source.content.clone(), pins: confirmation.pins.clone(), record })?;
         saved = Some(ruleset.identity.generation);
-        Ok(())
+        Ok(state::save(files, &Saved { policy: source.content.clone(), pins: confirmation.pins.clone(), record })?)
     });
     match (committed, saved) {
         (Ok(committed), Some(saved)) => {
-            state::make_current(world.files, saved)?;
+            state::make_current(world.files, saved).map_err(|error| {
+                let failure = Failure::from(error);
+                let message = format!("policy `{}` is loaded, but a boot would load the one before: {}", policy.name, failure.message);
+                Failure { message, ..failure }
+            })?;
             Ok(Loaded { generation: saved, committed })
         }
         (Ok(committed), None) => Ok(Loaded { generation: meant.identity.generation, committed }),
         (Err(failure), saved) => {
-            if let (Some(saved), Generation::New) = (saved, generation) {
+            if let (Some(saved), Generation::New) = (saved, generation)
+                && !may_hold(world.kernel, saved, now)
+            {
                 state::discard(world.files, saved);
             }
             Err(failure)
         }
+    }
+}
+
+/// Whether the kernel may hold this generation: things can go wrong after a transaction, too. What it holds has to be kept.
+fn may_hold(kernel: &mut dyn Kernel, generation: u64, now: Timestamp) -> bool {
+    match kernel.observe(Depth::Rules) {
+        Ok((_, there)) => there.and_then(|dump| lift(&dump, now).identity).is_some_and(|identity| identity.generation == generation),
+        Err(_) => true,
     }
 }
 

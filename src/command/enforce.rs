@@ -132,7 +132,13 @@ pub fn commit(kernel: &mut dyn Kernel, meant: &mut Ruleset, now: Timestamp, renu
                 ReadBack::Differs(differences) => return Err(go_back(kernel, before.as_ref(), &differences)),
             },
             Err(KernelError::Interfered) => {}
-            Err(error) => return Err(error.into()),
+            // Nothing was changed.
+            Err(error @ KernelError::Refused(_)) => return Err(error.into()),
+            // The answer may be lost and the transaction done: what is there decides.
+            Err(error) => match kernel.observe(Depth::Pins) {
+                Ok((generation, there)) if plan(there.as_ref(), meant, now)?.is_nothing() => return Ok(Committed { plan: change, kernel: generation }),
+                _ => return Err(error.into()),
+            },
         }
     }
     Err(KernelError::Interfered.into())

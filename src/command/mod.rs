@@ -168,12 +168,12 @@ impl Output<'_> {
 
     /// A line of the answer for people, unless nothing was to be said.
     pub fn say(&mut self, text: &str) -> io::Result<()> {
-        if self.verbosity > Verbosity::Quiet { writeln!(self.out, "{text}") } else { Ok(()) }
+        if self.verbosity > Verbosity::Quiet { heard(writeln!(self.out, "{text}")) } else { Ok(()) }
     }
 
     /// A JSON object.
     pub fn json(&mut self, value: &serde_json::Value) -> io::Result<()> {
-        writeln!(self.out, "{value:#}")
+        heard(writeln!(self.out, "{value:#}"))
     }
 
     /// How a failure is told.
@@ -186,6 +186,14 @@ impl Output<'_> {
         if let Some(text) = &failure.help {
             let _ = writeln!(self.err, "{help}: {text}");
         }
+    }
+}
+
+/// A reader who has heard enough changes neither what is done nor the exit code.
+fn heard(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
-use crate::state::{self, Current, LastRefresh, Saved};
+use crate::state::{self, Current, LastRefresh, Saved, StateError};
 use crate::world::{Depth, KernelError, World};
 
 /// How often a commit is planned again when somebody else changes the packet filter meanwhile.
@@ -31,12 +31,14 @@ struct Refresh {
     earlier: Pins,
     /// The facts that the kernel was last told.
     told: Facts,
+    /// Why the pins that the kernel was last told are not known.
+    damaged: Option<StateError>,
 }
 
 /// Runs `refresh`.
 pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     world.files.lock("refresh")?;
-    let job = find(world, output)?;
+    let mut job = find(world, output)?;
     // What the host does not tell now is as it was: a user database that is away must not keep the pins from being confirmed.
     let (facts, missing) = source::facts(&job.policy, world.host).unwrap_or_else(|failure| {
         output.warn(&failure.message);
@@ -48,6 +50,12 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     let now = world.host.now();
     let confirmation = enforce::resolve(&job.policy, &facts, &job.earlier, world.resolver, now, output);
     let now = world.host.now();
+    if let Some(damaged) = job.damaged.take()
+        && !apply::unresolved(&confirmation.pins).is_empty()
+    {
+        // Pins of these names may be in the kernel, and they are to stay.
+        return Err(damaged.into());
+    }
     let generation = job.saved.record.generation;
     let meant = compile(&job.policy, &confirmation.pins, &facts, generation).loadable();
     let done = tell(arguments, &job, &meant, now, world)?;
@@ -77,8 +85,12 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
         Current::Generation(generation) => Some(generation),
         Current::Nothing | Current::Removed => None,
     };
-    let known = state::last_refresh(world.files).filter(|last| Some(last.generation) == generation);
-    if known.is_none() || generation.is_none() {
+    let last = state::last_refresh(world.files).filter(|last| Some(last.generation) == generation && last.namespace == world.host.namespace());
+    let undisturbed = match last {
+        Some(last) => world.kernel.generation()? == GenerationId(last.kernel_generation),
+        None => false,
+    };
+    if !undisturbed {
         let (_, there) = world.kernel.observe(Depth::Rules)?;
         let held = there.and_then(|dump| lift(&dump, world.host.now()).identity).map(|identity| identity.generation);
         if let Some(held) = held.filter(|held| Some(*held) != generation) {
@@ -89,12 +101,22 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
             }
         }
     }
-    let saved = state::load(world.files, generation.ok_or_else(nothing)?)?.ok_or_else(nothing)?;
+    let generation = generation.ok_or_else(nothing)?;
+    let (saved, damaged) = match state::load(world.files, generation) {
+        Err(damaged @ StateError::Damaged(..)) => {
+            // DNS can say again what the pins were; nobody else knows what the policy was.
+            let saved = state::load_without_pins(world.files, generation)?;
+            output.warn(&format!("{damaged}: every name is asked for anew"));
+            (saved, Some(damaged))
+        }
+        loaded => (loaded?, None),
+    };
+    let saved = saved.ok_or_else(nothing)?;
     let mut quiet = Output { out: &mut *output.out, err: &mut *output.err, style: Style::Plain, verbosity: Verbosity::Quiet };
     let Source { policy, .. } = source::parse(&saved.record.file, saved.policy.clone(), &mut quiet)?;
     let earlier = enforce::earlier_pins(&saved, &policy, world.host);
     let told = saved.record.facts();
-    Ok(Refresh { saved, policy, earlier, told })
+    Ok(Refresh { saved, policy, earlier, told, damaged })
 }
 
 /// What was done, and what was found changed by others.

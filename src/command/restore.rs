@@ -4,7 +4,7 @@ use crate::command::{Exit, Failure, Output, Style, Verbosity, enforce, source};
 use crate::pins::Pins;
 use crate::policy::Policy;
 use crate::ruleset::compile::{Facts, compile};
-use crate::state::{self, Current, LastRefresh};
+use crate::state::{self, Current, LastRefresh, StateError};
 use crate::world::World;
 
 /// What is loaded.
@@ -67,9 +67,15 @@ fn saved(generation: u64, world: &World, output: &mut Output) -> Result<Restored
         Err(error) => error.to_string(),
     };
     // The ways in need no pins: with them a person can come and mend it.
-    let policy = state::load_policy(world.files, generation).and_then(|content| parse("saved policy", content, output).ok());
+    let (content, facts) = match state::load_without_pins(world.files, generation) {
+        Ok(Some(saved)) => (Some(saved.policy), Some(saved.record.facts())),
+        // A policy that is proven to be another one may allow more than what was applied.
+        Err(StateError::Damaged(file, _)) if file.ends_with(".yaml") => (None, None),
+        Ok(None) | Err(_) => (state::load_policy(world.files, generation), None),
+    };
+    let policy = content.and_then(|content| parse("saved policy", content, output).ok());
     let Some(policy) = policy else { return lockdown(Some(complaint), output) };
-    let facts = source::facts(&policy, world.host).map(|(facts, _)| facts).unwrap_or_default();
+    let facts = facts.unwrap_or_else(|| source::facts(&policy, world.host).map(|(facts, _)| facts).unwrap_or_default());
     Ok(Restored { policy, pins: Pins::default(), facts, generation, complaint: Some(complaint) })
 }
 

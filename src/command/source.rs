@@ -67,7 +67,9 @@ pub fn show(findings: &[Diagnostic], content: &[u8], name: &str, output: &mut Ou
     }
     let colour = if output.style == Style::Coloured { diagnostic::Colour::Ansi } else { diagnostic::Colour::Plain };
     let text = diagnostic::render(findings, &String::from_utf8_lossy(content), name, colour);
-    Ok(write!(output.err, "{text}")?)
+    // Words that nobody reads are no reason to leave a command undone.
+    let _ = write!(output.err, "{text}");
+    Ok(())
 }
 
 /// What the host knows, and what it does not: a sentence for each user and group that does not exist.

@@ -11,6 +11,8 @@ use crate::world::{Documents, FileError, Files};
 
 /// The name of the lock file.
 const LOCK: &str = "lock";
+/// How names of files end that are being written.
+const BESIDE: &str = ".new";
 /// How long the lock is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The largest document that is read, in octets: what is larger is no policy and no pins file.
@@ -33,6 +35,14 @@ impl StateDirectory {
     fn make(&self) -> Result<(), FileError> {
         // Pins and policies are nobody else's business.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(|error| explain("make", &self.path, &error))
+    }
+
+    /// Removes what runs that were killed have half written. Nobody else writes while the lock is held; what cannot be removed is
+    /// never read either.
+    fn sweep(&self) {
+        for name in self.list().unwrap_or_default().iter().filter(|name| name.ends_with(BESIDE)) {
+            let _ = fs::remove_file(self.path.join(name));
+        }
     }
 }
 
@@ -87,6 +97,7 @@ impl Files for StateDirectory {
                     let mut holder = String::new();
                     let _ = (&file).take(200).read_to_string(&mut holder);
                     let holder: String = holder.trim().chars().filter(|c| !c.is_control()).collect();
+                    let holder = if holder.is_empty() { "another process" } else { &holder };
                     return Err(FileError::Locked(format!("{holder} holds the lock `{}` since more than {} s", path.display(), PATIENCE.as_secs())));
                 }
                 fs::TryLockError::Error(error) => return Err(explain("lock", &path, &error)),
@@ -96,6 +107,7 @@ impl Files for StateDirectory {
         // Only words for those who wait: the lock holds without them, on a full disk too.
         let _ = file.set_len(0).and_then(|()| (&file).rewind()).and_then(|()| (&file).write_all(note.as_bytes()));
         self.lock = Some(file);
+        self.sweep();
         Ok(())
     }
 
@@ -135,7 +147,7 @@ enum Disk {
 /// Writes beside the file and renames, so that a reader sees the old content or the new one.
 fn replace(path: &Path, content: &[u8], mode: u32, disk: Disk) -> Result<(), FileError> {
     let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}.new", std::process::id()));
+    beside.push(format!(".{}{BESIDE}", std::process::id()));
     let beside = PathBuf::from(beside);
     let written = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside).and_then(|mut file| {
         file.write_all(content)?;
