@@ -15,7 +15,6 @@ use egressguard::system::host::LocalHost;
 use egressguard::system::netlink::NfTables;
 use egressguard::system::resolver::DnsResolver;
 use egressguard::world::{Depth, Kernel, KernelError, World};
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 
 fn main() -> ExitCode {
@@ -83,9 +82,8 @@ fn enter(name: &str) -> Result<(), Failure> {
         return Err(Failure::wrong(format!("`{name}` is not the name of a network namespace"), "`ip netns list` shows the names"));
     }
     let namespace = File::open(&path).map_err(|error| {
-        let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
-        let words = format!("cannot open network namespace `{name}`: {} ({errno:?})", errno.desc().to_lowercase());
-        Failure::refused(words, "`ip netns list` shows the names, `ip netns add` makes one")
+        let message = format!("cannot open network namespace `{name}`: {}", command::words(&error));
+        Failure::refused(message, "`ip netns list` shows the names, `ip netns add` makes one")
     })?;
     setns(namespace, CloneFlags::CLONE_NEWNET)
         .map_err(|errno| Failure::refused(format!("cannot enter network namespace `{name}` ({errno:?})"), "run it as root"))

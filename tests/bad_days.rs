@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use arena::{Arena, BOTH, NEW, OLD, Ran, STRANGER, assert_clean_words, cannot_run, finish, names, run, start};
 use listing::Listing;
-use trace::{Fault, Step, interrupted, record};
+use trace::{Fault, interrupted, record, transaction};
 
 /// Skips the test where the kernel or a program is missing.
 macro_rules! or_skip {
@@ -56,7 +56,7 @@ fn a_refresh_with_damaged_pins_asks_dns_for_all_of_them() {
     let mut arena = Arena::new();
     arena.serve_dns(&policies::hosts_before());
     let policy = arena.write("policy.yaml", &policies::resolved());
-    arena.run(&["apply", &policy]).expect(0);
+    arena.run(&["apply", "--force", &policy]).expect(0);
     fs::write(arena.state().join(pins_name(&arena)), "egressguard pins 1\nname both.test\n").expect("the directory is ours");
     boot(&arena);
     arena.run(&["restore"]).refuses_with(&["damaged"]);
@@ -104,7 +104,7 @@ fn a_damaged_pins_file_of_the_user_is_the_wrong_question() {
     let policy = arena.write("new.yaml", &policies::new());
     let whole = policies::pins_of(&policies::NEW_NAMES);
     let pins = arena.write("cut.pins", &whole[..whole.len() - 8]);
-    let ran = arena.run(&["apply", &policy, "--pins", &pins]).expect(2);
+    let ran = arena.run(&["apply", "--force", &policy, "--pins", &pins]).expect(2);
     assert!(ran.err.contains("cut.pins:") && ran.err.contains("cut off") && ran.err.contains("help: "), "{ran}");
     assert_eq!(arena.host.listing(), before);
 }
@@ -171,8 +171,8 @@ fn a_policy_that_is_a_directory_or_is_missing_is_said() {
     or_skip!();
     let arena = applied();
     let before = arena.host.listing();
-    arena.run(&["apply", &arena.file("state")]).refuses_with(&["cannot read", "(EISDIR)"]);
-    arena.run(&["apply", &arena.file("nowhere.yaml")]).refuses_with(&["cannot read", "(ENOENT)", "builtin:"]);
+    arena.run(&["apply", "--force", &arena.file("state")]).refuses_with(&["cannot read", "(EISDIR)"]);
+    arena.run(&["apply", "--force", &arena.file("nowhere.yaml")]).refuses_with(&["cannot read", "(ENOENT)", "builtin:"]);
     assert_eq!(arena.host.listing(), before);
 }
 
@@ -181,7 +181,7 @@ fn a_policy_can_come_from_standard_input() {
     or_skip!();
     let arena = Arena::new();
     let pins = arena.write("new.pins", &policies::pins_of(&policies::NEW_NAMES));
-    let arguments = arena.arguments(&["apply", "-", "--pins", &pins]);
+    let arguments = arena.arguments(&["apply", "--force", "-", "--pins", &pins]);
     let given = fed(&arguments, policies::new().as_bytes()).expect(0);
     assert!(given.out.contains("applied policy `new`"), "{given}");
     assert_eq!(arena.reach(&[STRANGER, BOTH, NEW]), [false, true, true]);
@@ -199,7 +199,7 @@ fn nobody_who_reads_on_is_no_reason_to_stop() {
     // A policy with a warning, so that both streams are written to.
     let policy = arena.write("new.yaml", &policies::new().replace("- to: both.test", "- to: both.test\n  - to: both.test\n    id: twice"));
     let pins = arena.write("new.pins", &policies::pins_of(&policies::NEW_NAMES));
-    let arguments = arena.arguments(&["apply", &policy, "--pins", &pins]);
+    let arguments = arena.arguments(&["apply", "--force", &policy, "--pins", &pins]);
     for json in [false, true] {
         let _ = arena.host.try_nft(&["delete", "table", "inet", "egressguard"]);
         let mut arguments = arguments.clone();
@@ -257,7 +257,7 @@ fn a_kernel_without_nf_tables_is_named() {
     let before = arena.host.listing();
     let new = new_policy(&arena);
     let steps = record(&arena, &as_str(&words(&["status"]))).1;
-    let socket = steps.iter().find(|step| step.call == "socket" && step.text.contains("NETLINK_NETFILTER")).expect("it is asked");
+    let socket = steps.iter().find(|step| step.call == "socket" && step.netlink).expect("it is asked");
     for arguments in [words(&["status"]), new] {
         let ran = run(&interrupted(&arena, &as_str(&arguments), socket, Fault::Error("EPROTONOSUPPORT")));
         ran.refuses_with(&["nf_tables", "modprobe"]);
@@ -272,7 +272,7 @@ fn an_unknown_user_is_named_with_file_and_line() {
     let before = arena.host.listing();
     let policy = arena.write("scoped.yaml", &policies::new().replace("- to: both.test", "- to: both.test\n    for: {user: nobody-of-this-name}"));
     let line = format!("{policy}:4: user `nobody-of-this-name`");
-    arena.run(&["apply", &policy, "--pins", &arena.file("old.pins")]).refuses_with(&[&line]);
+    arena.run(&["apply", "--force", &policy, "--pins", &arena.file("old.pins")]).refuses_with(&[&line]);
     assert_eq!(arena.host.listing(), before);
     assert_eq!(names(&arena.state()).iter().filter(|name| name.starts_with("policy-")).count(), 1);
 }
@@ -315,7 +315,7 @@ fn a_flush_by_others_between_read_and_commit_is_noticed() {
     let new = new_policy(&arena);
     let before = arena.state();
     arena::copy_directory(&before, &arena.path("start"));
-    let batch = batch_of(&record(&arena, &as_str(&new)).1);
+    let batch = transaction(&record(&arena, &as_str(&new)).1);
     let expected = arena.host.listing();
     arena.host.nft(&["add table ip theirs; add chain ip theirs c { type filter hook input priority 0; }"]);
     for foreign in ["delete table inet egressguard", "flush chain inet egressguard outbound", "add rule ip theirs c counter"] {
@@ -338,7 +338,7 @@ fn rules_that_others_flushed_are_reported_by_a_refresh_and_repaired_when_asked()
     let mut arena = Arena::new();
     arena.serve_dns(&policies::hosts_before());
     let policy = arena.write("policy.yaml", &policies::resolved());
-    arena.run(&["apply", &policy]).expect(0);
+    arena.run(&["apply", "--force", &policy]).expect(0);
     let whole = arena.host.listing();
     arena.host.nft(&["flush chain inet egressguard outbound"]);
     let found = arena.run(&["refresh"]).expect(1);
@@ -380,7 +380,7 @@ fn of_two_applies_at_once_the_second_waits() {
     or_skip!("strace");
     let arena = applied();
     let new = new_policy(&arena);
-    let batch = batch_of(&record(&arena, &as_str(&new)).1);
+    let batch = transaction(&record(&arena, &as_str(&new)).1);
     apply_old(&arena).expect(0);
     let first = start(&interrupted(&arena, &as_str(&new), &batch, Fault::Delay(1_200_000)));
     thread::sleep(Duration::from_millis(500));
@@ -399,7 +399,7 @@ fn who_holds_the_lock_for_too_long_is_named() {
     or_skip!("strace", "flock");
     let arena = applied();
     let new = new_policy(&arena);
-    let batch = batch_of(&record(&arena, &as_str(&new)).1);
+    let batch = transaction(&record(&arena, &as_str(&new)).1);
     apply_old(&arena).expect(0);
     let first = start(&interrupted(&arena, &as_str(&new), &batch, Fault::Delay(12_500_000)));
     // Somebody who does not say who he is, in another arena at the same time.
@@ -425,14 +425,14 @@ fn an_interface_that_vanishes_takes_no_rule_with_it() {
     let mut arena = Arena::new();
     arena.serve_dns(&policies::hosts_before());
     let policy = arena.write("policy.yaml", &policies::resolved());
-    arena.run(&["apply", &policy]).expect(0);
+    arena.run(&["apply", "--force", &policy]).expect(0);
     let before = arena.host.listing();
     arena.host.within(|| assert!(Command::new("ip").args(["link", "del", "cable"]).status().expect("ip runs").success()));
     assert_eq!(arena.host.listing(), before);
     let refreshed = arena.run(&["refresh"]).expect(0);
     assert!(refreshed.err.contains("both.test") && refreshed.err.contains("its pins stay until they expire"), "{refreshed}");
     assert_eq!(arena.host.listing(), before);
-    arena.run(&["apply", &policy]).expect(0);
+    arena.run(&["apply", "--force", &policy]).expect(0);
     assert_eq!(arena.host.listing(), before);
 }
 
@@ -441,7 +441,7 @@ fn without_dns_a_first_apply_blocks_the_names_and_a_refresh_keeps_the_pins() {
     or_skip!("dnsmasq");
     let mut arena = Arena::new();
     let policy = arena.write("policy.yaml", &policies::resolved());
-    let blocked = arena.run(&["apply", &policy]).expect(1);
+    let blocked = arena.run(&["apply", "--force", &policy]).expect(1);
     assert!(blocked.err.contains("both.test") && blocked.err.contains("it has no pin and is blocked"), "{blocked}");
     assert_eq!(arena.reach(&[STRANGER, BOTH, OLD]), [false, false, false]);
     arena.serve_dns(&policies::hosts_before());
@@ -464,14 +464,14 @@ fn applied() -> Arena {
 }
 
 fn apply_old(arena: &Arena) -> Ran {
-    arena.run(&["apply", &arena.file("old.yaml"), "--pins", &arena.file("old.pins")])
+    arena.run(&["apply", "--force", &arena.file("old.yaml"), "--pins", &arena.file("old.pins")])
 }
 
 /// The words that apply the new policy.
 fn new_policy(arena: &Arena) -> Vec<String> {
     let policy = arena.write("new.yaml", &policies::new());
     let pins = arena.write("new.pins", &policies::pins_of(&policies::NEW_NAMES));
-    ["apply", &policy, "--pins", &pins].map(String::from).to_vec()
+    ["apply", "--force", &policy, "--pins", &pins].map(String::from).to_vec()
 }
 
 fn words(words: &[&str]) -> Vec<String> {
@@ -495,12 +495,6 @@ fn shown(arena: &Arena) -> Option<String> {
 fn pins_name(arena: &Arena) -> String {
     let names = names(&arena.state());
     names.into_iter().rfind(|name| name.starts_with("pins-")).expect("pins are saved")
-}
-
-/// The step that sends a transaction.
-fn batch_of(steps: &[Step]) -> Step {
-    let batch = steps.iter().find(|step| ["sendto", "sendmsg"].contains(&step.call.as_str()) && step.text.contains("BATCH_BEGIN"));
-    batch.expect("a transaction is sent").clone()
 }
 
 /// Runs the binary in mounts of its own that a script prepares; `$S` is the state directory.

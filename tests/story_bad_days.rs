@@ -11,7 +11,7 @@ use support::{API, API_V4, LATER_V4, SILENCE_V4, STRANGER_V4, World, eventually,
 const DEFAULT: &[&str] = &["apply", "builtin:openai"];
 const FOREIGN: &str = "table inet other {\n  set friends { type ipv4_addr; elements = { 192.0.2.7 } }\n  \
      chain input { type filter hook input priority 10; policy accept; ip saddr @friends counter accept; }\n}\n\
-     table ip nat { chain prerouting { type nat hook prerouting priority -100; } }\n";
+     table ip nat {\n  chain prerouting { type nat hook prerouting priority -100; }\n}\n";
 
 #[test]
 fn other_peoples_tables_are_never_touched() {
@@ -29,7 +29,7 @@ fn other_peoples_tables_are_never_touched() {
 #[test]
 fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
     let Some(world) = World::new() else { return };
-    world.nft_load("table inet egressguard { chain mine { type filter hook input priority 5; policy accept; } }\n");
+    world.nft_load("table inet egressguard {\n  chain mine { type filter hook input priority 5; policy accept; }\n}\n");
     let before = world.nft(&["-a", "list", "ruleset"]).stdout;
     for command in [DEFAULT, &["remove", "--yes"], &["restore"]] {
         world.egressguard(command).exits(3).says(&["egressguard", "not"]);

@@ -25,6 +25,8 @@ fn a_rotation_opens_the_new_address_and_lets_the_old_one_drain() {
     world.nameserver.set(API, &[LATER_V4, LATER_V6]).unwrap();
     is_refused(world.tls(LATER_V4));
     let rules = world.rules();
+    // Leases are stamped in whole seconds.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     world.egressguard(&["refresh"]).exits(0).says(&[LATER_V4, LATER_V6]);
     for address in [LATER_V4, LATER_V6, API_V4, API_V6] {
         passes(world.tls(address));

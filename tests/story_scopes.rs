@@ -189,7 +189,7 @@ fn a_published_port_of_a_container_opens_no_second_door() {
     world.put_a_machine_behind();
     world.nft_load(&format!(
         "table ip nat {{ chain prerouting {{ type nat hook prerouting priority -100;
-            iifname \"uplink\" tcp dport 443 dnat to {BEHIND_V4}:8443; iifname \"uplink\" tcp dport 8081 dnat to {BEHIND_V4}:443; }} }}"
+            iifname \"uplink\" tcp dport 443 dnat to {BEHIND_V4}:8443; iifname \"uplink\" tcp dport 8081 dnat to {BEHIND_V4}:443; }}\n}}\n"
     ));
     let knock = |port| world.attempt(Side::Net, Way::Tcp, HOST_V4, port);
     [443, 8081].into_iter().for_each(|port| passes(knock(port)));

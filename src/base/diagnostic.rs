@@ -170,10 +170,10 @@ fn visible(text: &str) -> String {
     out
 }
 
-/// A tab becomes one space: in YAML it stands where a space should, and one column stays one column.
+/// A tab becomes one arrow, so that it is seen and one column stays one column.
 fn push_visible(out: &mut String, c: char) {
     match c {
-        '\t' => out.push(' '),
+        '\t' => out.push('→'),
         '\0'..='\u{1f}' => out.push(char::from_u32(0x2400 + u32::from(c)).unwrap_or('\u{fffd}')),
         '\u{7f}' => out.push('\u{2421}'),
         _ if is_printable(c) => out.push(c),
@@ -290,7 +290,7 @@ error: this is wrong
 
     #[test]
     fn a_tab_takes_one_column_and_a_wide_character_two() {
-        assert_eq!(caret("\tport: x", finding(1, 8, 1)), ("  port: x".into(), "        ^".into()));
+        assert_eq!(caret("\tport: x", finding(1, 8, 1)), (" →port: x".into(), "        ^".into()));
         assert_eq!(caret("日本: x", finding(1, 5, 1)), (" 日本: x".into(), "       ^".into()));
     }
 

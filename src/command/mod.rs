@@ -13,6 +13,7 @@ pub mod test;
 
 use std::io::{self, Write};
 
+use nix::errno::Errno;
 use thiserror::Error;
 
 use crate::judge::plan::NotOurs;
@@ -104,7 +105,7 @@ impl From<io::Error> for Failure {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return Failure { exit: Exit::Done, message: "nobody reads the answer".to_string(), help: None };
         }
-        Failure::refused(format!("cannot write the answer: {error}"), "see that standard output can be written to")
+        Failure::refused(format!("cannot write the answer: {}", words(&error)), "see that standard output can be written to")
     }
 }
 
@@ -186,6 +187,14 @@ impl Output<'_> {
         if let Some(text) = &failure.help {
             let _ = writeln!(self.err, "{help}: {text}");
         }
+    }
+}
+
+/// What the error says, with its name instead of its number.
+pub fn words(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(errno) => format!("{} ({errno:?})", errno.desc().to_lowercase()),
+        None => error.to_string(),
     }
 }
 

@@ -100,6 +100,7 @@ fn story(page: &mut Page, options: &DemoOptions) -> anyhow::Result<u8> {
     if let Some(code) = operate(page, &program, start, &["refresh"], 10)? {
         return Ok(code);
     }
+    page.line(Tone::Plain, "")?;
     page.doing("making the attempts again")?;
     let after = scene.attempt_all(&rows)?;
     let second = table::write(page, ["before", "after"], &rows, &before, &after)?;

@@ -114,27 +114,37 @@ impl Host for LocalHost {
     }
 
     fn remote_session(&self) -> Option<(IpAddr, u16)> {
+        let ancestors = ancestors();
+        // Whoever went into a namespace of its own since cannot cut off the session that it was started from.
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        let here = namespace("thread-self");
+        if ancestors.iter().filter_map(|pid| namespace(&pid.to_string())).any(|there| here.as_ref() != Some(&there)) {
+            return None;
+        }
         // sudo drops the variable; the shell that sudo was called from still has it.
-        std::env::var("SSH_CONNECTION").ok().or_else(inherited_ssh_connection).and_then(|connection| ssh_peer(&connection))
+        let inherited = || ancestors.iter().find_map(|pid| ssh_connection_of(*pid));
+        std::env::var("SSH_CONNECTION").ok().or_else(inherited).and_then(|connection| ssh_peer(&connection))
     }
 }
 
 /// How many generations of parents are looked at.
 const ANCESTORS_AT_MOST: usize = 32;
 
-/// `SSH_CONNECTION` of the nearest parent process that has it.
-fn inherited_ssh_connection() -> Option<String> {
-    let mut pid = std::os::unix::process::parent_id();
-    for _ in 0..ANCESTORS_AT_MOST {
-        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let found = environ.split(|octet| *octet == 0).find_map(|entry| entry.strip_prefix(b"SSH_CONNECTION="));
-        if let Some(connection) = found {
-            return String::from_utf8(connection.to_vec()).ok();
-        }
+/// The processes this one descends from, the nearest first, without process 1.
+fn ancestors() -> Vec<u32> {
+    let parent = |pid: u32| -> Option<u32> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        pid = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok().filter(|parent| *parent > 1)?;
-    }
-    None
+        status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+    };
+    let first = std::os::unix::process::parent_id();
+    std::iter::successors(Some(first), |pid| parent(*pid)).take_while(|pid| *pid > 1).take(ANCESTORS_AT_MOST).collect()
+}
+
+/// What a process has as `SSH_CONNECTION`.
+fn ssh_connection_of(pid: u32) -> Option<String> {
+    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let connection = environ.split(|octet| *octet == 0).find_map(|entry| entry.strip_prefix(b"SSH_CONNECTION="))?;
+    String::from_utf8(connection.to_vec()).ok()
 }
 
 /// Peer address and own port of `PEER PEER-PORT OWN OWN-PORT`, as sshd(8) writes it.
