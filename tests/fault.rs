@@ -147,7 +147,7 @@ impl Scenario {
         let mut arena = Arena::new();
         arena.serve_dns(&policies::hosts_before());
         let policy = arena.write("policy.yaml", &policies::resolved());
-        arena.run(&["apply", &policy]).expect(0);
+        arena.run(&["apply", "--force", &policy]).expect(0);
         Scenario::of(arena, vec!["refresh".to_string()], Start::Rotated, None)
     }
 
@@ -242,7 +242,7 @@ impl Scenario {
                     && match place {
                         Where::Anywhere => true,
                         Where::State => step.text.contains(&state),
-                        Where::Netlink => step.text.contains("NETLINK") || step.text.contains("NETFILTER"),
+                        Where::Netlink => step.netlink,
                     }
             };
             for (step, errno) in steps.iter().filter(meets).flat_map(|step| errors.iter().map(move |errno| (step, *errno))) {
@@ -337,7 +337,7 @@ fn new_policy() -> (Arena, Vec<String>) {
     let arena = Arena::new();
     let policy = arena.write("new.yaml", &policies::new());
     let pins = arena.write("new.pins", &policies::pins_of(&policies::NEW_NAMES));
-    (arena, ["apply", &policy, "--pins", &pins].map(String::from).to_vec())
+    (arena, ["apply", "--force", &policy, "--pins", &pins].map(String::from).to_vec())
 }
 
 /// What a boot makes of a state directory: in a namespace that ends with it.

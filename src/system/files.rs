@@ -97,7 +97,8 @@ impl Files for StateDirectory {
                     let mut holder = String::new();
                     let _ = (&file).take(200).read_to_string(&mut holder);
                     let holder: String = holder.trim().chars().filter(|c| !c.is_control()).collect();
-                    let holder = if holder.is_empty() { "another process" } else { &holder };
+                    // The note of somebody who has ended says nothing about who holds it now.
+                    let holder = if is_alive(&holder) { &holder } else { "another process" };
                     return Err(FileError::Locked(format!("{holder} holds the lock `{}` since more than {} s", path.display(), PATIENCE.as_secs())));
                 }
                 fs::TryLockError::Error(error) => return Err(explain("lock", &path, &error)),
@@ -142,6 +143,12 @@ impl Documents for NamedDocuments {
 enum Disk {
     Wait,
     Trust,
+}
+
+/// Whether the process that a lock's note names still runs.
+fn is_alive(note: &str) -> bool {
+    let pid = note.rsplit_once("(pid ").and_then(|(_, pid)| pid.strip_suffix(')')).and_then(|pid| pid.parse::<u32>().ok());
+    pid.is_some_and(|pid| Path::new("/proc").join(pid.to_string()).exists())
 }
 
 /// Writes beside the file and renames, so that a reader sees the old content or the new one.

@@ -58,5 +58,5 @@ pub fn pins_of(names: &[(&str, &[&str])]) -> String {
 pub fn apply_old(arena: &Arena) {
     let policy = arena.write("old.yaml", &old());
     let pins = arena.write("old.pins", &pins_of(&OLD_NAMES));
-    arena.run(&["apply", &policy, "--pins", &pins]).expect(0);
+    arena.run(&["apply", "--force", &policy, "--pins", &pins]).expect(0);
 }

@@ -1,7 +1,7 @@
 //! What a run does to the world, system call by system call, and the same run with one of them interrupted.
 #![allow(dead_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use crate::arena::{Arena, Ran, run};
@@ -27,6 +27,10 @@ pub struct Step {
     pub number: usize,
     /// How it was made.
     pub text: String,
+    /// Whether it is about a netlink socket.
+    pub netlink: bool,
+    /// What it returned; 0 when it is not known.
+    pub returned: u64,
 }
 
 impl std::fmt::Display for Step {
@@ -56,6 +60,7 @@ pub fn record(arena: &Arena, arguments: &[&str]) -> (Ran, Vec<Step>) {
     let mut counted: BTreeMap<String, usize> = BTreeMap::new();
     let mut steps = Vec::new();
     let mut begun = false;
+    let mut sockets = BTreeSet::new();
     for line in text.lines() {
         let Some((pid, made)) = line.split_once(' ') else { continue };
         // Other processes and threads of the run count for themselves; theirs are reached through the one that makes them.
@@ -66,13 +71,34 @@ pub fn record(arena: &Arena, arguments: &[&str]) -> (Ran, Vec<Step>) {
         let Some((call, _)) = made.split_once('(').filter(|(call, _)| call.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')) else { continue };
         let number = counted.entry(call.to_string()).or_insert(0);
         *number += 1;
+        let returned = made.rsplit_once(" = ").map_or(0, |(_, result)| leading_number(result));
+        let descriptor = leading_number(&made[call.len() + 1..]);
+        // The namespace of the run is not strace's own, so that it cannot say this by itself.
+        let netlink = match call {
+            "socket" if made.contains("AF_NETLINK") => sockets.insert(returned),
+            "close" => sockets.remove(&descriptor),
+            "socket" => false,
+            _ => sockets.contains(&descriptor),
+        };
         begun = begun || call == "setns" || made.contains(arena.file("state").as_str());
         if begun {
-            steps.push(Step { call: call.to_string(), number: *number, text: made.chars().take(160).collect() });
+            steps.push(Step { call: call.to_string(), number: *number, text: made.chars().take(160).collect(), netlink, returned });
         }
     }
     assert!(!steps.is_empty(), "nothing was traced: {ran}");
     (ran, steps)
+}
+
+/// The number that a text begins with; 0 when it begins with none.
+fn leading_number(text: &str) -> u64 {
+    text.trim_start().split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+/// The step that sends the transaction: the longest message to the kernel.
+pub fn transaction(steps: &[Step]) -> Step {
+    let sent = steps.iter().filter(|step| step.netlink && ["sendto", "sendmsg"].contains(&step.call.as_str()));
+    let longest = sent.max_by_key(|step| step.returned).filter(|step| step.returned > 500);
+    longest.unwrap_or_else(|| panic!("no transaction is sent: {steps:#?}")).clone()
 }
 
 /// The steps at which a run is interrupted.
