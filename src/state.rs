@@ -125,7 +125,9 @@ impl From<&Facts> for SavedFacts {
         let servers = facts.servers.iter().filter_map(|server| match server {
             DnsServer::System => None,
             DnsServer::Plain { address, port } => Some(SavedServer { address: *address, port: *port, tls_name: None }),
-            DnsServer::Tls { address, port, name } => Some(SavedServer { address: *address, port: *port, tls_name: Some(name.to_string()) }),
+            DnsServer::Tls { address, port, name } => {
+                Some(SavedServer { address: *address, port: *port, tls_name: Some(name.to_string()) })
+            }
         });
         let (users, groups, units) = (facts.users.clone(), facts.groups.clone(), facts.units.clone());
         SavedFacts { users, groups, units, servers: servers.collect() }
@@ -208,8 +210,7 @@ pub fn load(files: &dyn Files, generation: u64) -> Result<Option<Saved>, StateEr
 pub fn load_without_pins(files: &dyn Files, generation: u64) -> Result<Option<Saved>, StateError> {
     let [policy_name, _, record_name] = names(generation);
     let Some(record) = files.read(&record_name)? else { return Ok(None) };
-    let record: Record =
-        serde_json::from_slice(&record).map_err(|error| StateError::Damaged(record_name.clone(), error.to_string()))?;
+    let record: Record = serde_json::from_slice(&record).map_err(|error| StateError::Damaged(record_name.clone(), error.to_string()))?;
     let policy = files.read(&policy_name)?.ok_or_else(|| StateError::Damaged(policy_name.clone(), "it is missing".to_string()))?;
     if digest(&policy) != record.sha256 {
         return Err(StateError::Damaged(policy_name, "its digest is another".to_string()));

@@ -142,7 +142,12 @@ fn a_full_state_directory_refuses_an_apply_and_keeps_what_was_saved() {
             continue;
         }
         ran.refuses_with(&["no space left on device", "(ENOSPC)"]);
-        assert_eq!(there, before, "room for {room}");
+        // Between the transaction and its note for the next boot there is nothing to take back: that is said.
+        let said = ran.err.contains("a boot would load the one before");
+        assert!(there == before || said, "room for {room}: {ran}");
+        if said {
+            continue;
+        }
         // With the same full disk, what was saved is still whole.
         let script = format!(
             "{full}; \"$@\" >/dev/null 2>&1; ls \"$S\" | grep -c -e new -e '-2'; nft() {{ :; }}; set -- {}",
@@ -220,7 +225,13 @@ fn an_answer_that_cannot_be_written_is_said_after_the_rules_are_loaded() {
     let arena = Arena::new();
     let mut command = arena::command(&arena.arguments(&as_str(&new_policy(&arena))));
     let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full is there");
-    let output = command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).spawn().and_then(|child| child.wait_with_output()).expect("it runs");
+    let output = command
+        .stdin(Stdio::null())
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(|child| child.wait_with_output())
+        .expect("it runs");
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{err}");
     assert!(err.contains("cannot write the answer"), "{err}");
@@ -270,7 +281,8 @@ fn an_unknown_user_is_named_with_file_and_line() {
     or_skip!();
     let arena = applied();
     let before = arena.host.listing();
-    let policy = arena.write("scoped.yaml", &policies::new().replace("- to: both.test", "- to: both.test\n    for: {user: nobody-of-this-name}"));
+    let policy =
+        arena.write("scoped.yaml", &policies::new().replace("- to: both.test", "- to: both.test\n    for: {user: nobody-of-this-name}"));
     let line = format!("{policy}:4: user `nobody-of-this-name`");
     arena.run(&["apply", "--force", &policy, "--pins", &arena.file("old.pins")]).refuses_with(&[&line]);
     assert_eq!(arena.host.listing(), before);
@@ -298,7 +310,9 @@ fn a_table_of_our_name_that_is_not_ours_is_not_touched() {
     boot(&arena);
     arena.host.nft(&["add table inet egressguard; add chain inet egressguard theirs; add rule inet egressguard theirs counter accept"]);
     let theirs = arena.host.nft(&["list", "ruleset"]);
-    for arguments in [new_policy(&arena), words(&["refresh"]), words(&["refresh", "--repair"]), words(&["restore"]), words(&["remove", "--yes"])] {
+    for arguments in
+        [new_policy(&arena), words(&["refresh"]), words(&["refresh", "--repair"]), words(&["restore"]), words(&["remove", "--yes"])]
+    {
         arena.run(&as_str(&arguments)).refuses_with(&["egressguard did not make", "nft list table"]);
         assert_eq!(arena.host.nft(&["list", "ruleset"]), theirs, "{arguments:?}");
     }

@@ -22,7 +22,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use arena::{Arena, BOTH, NEW, NEW_V6, OLD, OLD_V6, Ran, STRANGER, STRANGER_V6, assert_clean_words, cannot_run, copy_directory, in_fresh_namespace, names};
+use arena::{
+    Arena, BOTH, NEW, NEW_V6, OLD, OLD_V6, Ran, STRANGER, STRANGER_V6, assert_clean_words, cannot_run, copy_directory, in_fresh_namespace,
+    names,
+};
 use listing::Listing;
 use trace::{Fault, Step, chosen, interrupt, record};
 

@@ -27,7 +27,11 @@ fn every_case_says_what_is_expected() {
             Ok(parsed) => parsed.warnings,
             Err(errors) => errors,
         };
-        let out = if findings.is_empty() { "ok\n".to_string() } else { render(&findings, &String::from_utf8_lossy(&bytes), &name, Colour::Plain) };
+        let out = if findings.is_empty() {
+            "ok\n".to_string()
+        } else {
+            render(&findings, &String::from_utf8_lossy(&bytes), &name, Colour::Plain)
+        };
         let expected = case.with_extension("expected");
         if update {
             fs::write(&expected, &out).unwrap();

@@ -48,10 +48,6 @@ contract! {
     renewal_works_whether_an_element_is_there_or_gone_or_over
     a_full_set_refuses_more
     an_expression_that_is_not_ours_is_not_written
-    what_makes_no_sense_is_einval
-    what_cannot_be_is_eopnotsupp
-    what_is_too_long_is_refused
-    a_register_that_nothing_was_loaded_into_is_not_read
     a_control_group_is_not_asked_for_where_packets_are_forwarded
     a_jump_that_leads_back_is_refused
 }
@@ -467,84 +463,6 @@ fn an_expression_that_is_not_ours_is_not_written(world: &mut World) {
     world.put(&[table(), chain("c")]);
     let refusals = world.refused(&[rule("c", "q", [Expr::Foreign("quota".into())])]);
     assert!(refusals[0].0 == "add rule `q` to chain `c`" && refusals[0].1.starts_with("EOPNOTSUPP"), "{refusals:?}");
-}
-
-fn what_makes_no_sense_is_einval(world: &mut World) {
-    let pins = plain_set("pins", [KeyType::Ipv4Addr]);
-    let nets = SetDef { interval: true, ..plain_set("nets", [KeyType::Ipv4Addr]) };
-    let brief = Element { timeout_ms: Some(1000), ..Element::default() };
-    world.put(&[table(), Op::AddSet(pins.clone()), Op::AddSet(nets.clone())]);
-    for op in [
-        add(&pins, [single(&[1; 3])]),
-        add(&pins, [single(&[1; 16])]),
-        add(&pins, [(vec![1; 4], brief)]),
-        add(&pins, [span(&[1; 4], &[2; 4])]),
-        add(&nets, [span(&[2; 4], &[1; 4])]),
-    ] {
-        let refusals = world.refused(std::slice::from_ref(&op));
-        assert!(refusals.len() == 1 && refusals[0].1.starts_with("EINVAL"), "{op:?}: {refusals:?}");
-    }
-}
-
-fn what_cannot_be_is_eopnotsupp(world: &mut World) {
-    let uids = SetDef { dynamic: true, size: Some(9), ..plain_set("uids", [KeyType::Uid]) };
-    let ledger = SetDef { counter: true, name: "ledger".into(), ..uids.clone() };
-    let limit = Expr::Limit { rate: 1, unit: 1, burst: 5, kind: 0, over: true };
-    let update = |set: &str, timeout_ms, element| Expr::Update { set: set.into(), operation: 1, from: REGISTER, timeout_ms, element };
-    world.put(&[
-        table(),
-        base("out", Hook::Output, true),
-        base("post", Hook::Postrouting, true),
-        chain("c"),
-        Op::AddSet(uids),
-        Op::AddSet(ledger),
-        Op::AddSet(plain_set("fixed", [KeyType::Uid])),
-    ]);
-    for op in [
-        rule("c", "", [Expr::Verdict(Verdict::Jump("out".into()))]),
-        rule("c", "", [load_daddr(), update("uids", 1000, vec![])]),
-        rule("c", "", [load_daddr(), update("ledger", 0, vec![limit])]),
-        rule("post", "", [Expr::Reject { kind: 2, code: 3 }]),
-    ] {
-        assert_eq!(world.refused(std::slice::from_ref(&op)), [(op.to_string(), "EOPNOTSUPP".into())]);
-    }
-    // EINVAL when the elements would carry something.
-    let fixed = rule("c", "", [load_daddr(), update("fixed", 0, vec![])]);
-    assert_eq!(world.refused(std::slice::from_ref(&fixed)), [(fixed.to_string(), "EOPNOTSUPP".into())]);
-}
-
-fn what_is_too_long_is_refused(world: &mut World) {
-    world.put(&[table(), chain("c")]);
-    let log = |prefix: usize| Expr::Log { prefix: "x".repeat(prefix), group: 1, snaplen: 0, threshold: 0 };
-    for (op, errno) in [
-        (rule("c", "", vec![Expr::Counter; 101]), "E2BIG"),
-        (rule("c", &"x".repeat(254), []), "ENAMETOOLONG"),
-        (chain(&"x".repeat(256)), "ENAMETOOLONG"),
-        (Op::AddSet(plain_set(&"x".repeat(256), [KeyType::Mark])), "ENAMETOOLONG"),
-        (rule("c", "", [log(128)]), "ERANGE"),
-    ] {
-        let refusals = world.refused(std::slice::from_ref(&op));
-        assert!(refusals.len() == 1 && refusals[0].1.starts_with(errno), "{refusals:?}");
-    }
-    world.put(&[chain(&"x".repeat(255)), rule("c", &"x".repeat(253), [log(127)])]);
-}
-
-fn a_register_that_nothing_was_loaded_into_is_not_read(world: &mut World) {
-    let pairs = plain_set("pairs", [KeyType::Ipv4Addr, KeyType::InetService]);
-    world.put(&[table(), chain("c"), Op::AddSet(pairs)]);
-    let from = Register(4);
-    for expr in [
-        Expr::Compare { how: Comparison::Equal, from, data: vec![1; 4] },
-        Expr::Range { inverted: false, from, low: vec![1; 4], high: vec![2; 4] },
-        Expr::Bitwise { from, into: REGISTER, mask: vec![1; 4], xor: vec![0; 4] },
-        // Only its first field is loaded.
-        lookup("pairs"),
-    ] {
-        let blind = rule("c", "", [load_daddr(), expr]);
-        assert_eq!(world.refused(std::slice::from_ref(&blind)), [(blind.to_string(), "ENODATA".into())]);
-    }
-    let port = Expr::Payload { base: 2, offset: 2, len: 2, into: Register(1) };
-    world.put(&[rule("c", "", [load_daddr(), port, lookup("pairs")])]);
 }
 
 fn a_control_group_is_not_asked_for_where_packets_are_forwarded(world: &mut World) {

@@ -87,9 +87,7 @@ fn group<'a>(finding: &'a Diagnostic, source: &SourceText<'_>, file: &str) -> Gr
     } else {
         group = group.element(origin.line(finding.line).char_column(finding.column));
         let (line, caret) = window(source.line(finding.line), finding.column.saturating_sub(1), finding.width.max(1));
-        group = group.element(
-            Snippet::source(line).line_start(finding.line).fold(false).annotation(AnnotationKind::Primary.span(caret)),
-        );
+        group = group.element(Snippet::source(line).line_start(finding.line).fold(false).annotation(AnnotationKind::Primary.span(caret)));
     }
     if let Some(help) = &finding.help {
         group = group.element(Level::HELP.message(visible(help)));
@@ -160,8 +158,7 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 /// Whether a character may reach a terminal as it is: no control characters, nothing that turns the direction of writing
 /// or breaks a line.
 pub fn is_printable(c: char) -> bool {
-    !(c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}'))
+    !(c.is_control() || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}'))
 }
 
 fn visible(text: &str) -> String {

@@ -185,7 +185,13 @@ struct Loaded {
 }
 
 /// Loads and saves one generation.
-fn commit(source: &Source, facts: &Facts, confirmation: &Confirmation, generation: Generation, world: &mut World) -> Result<Loaded, Failure> {
+fn commit(
+    source: &Source,
+    facts: &Facts,
+    confirmation: &Confirmation,
+    generation: Generation,
+    world: &mut World,
+) -> Result<Loaded, Failure> {
     let now = world.host.now();
     let policy = &source.policy;
     let current = match (generation, state::current(world.files)) {
@@ -196,7 +202,7 @@ fn commit(source: &Source, facts: &Facts, confirmation: &Confirmation, generatio
     let clock = world.host.clock();
     let mut saved = None;
     let files = &mut *world.files;
-    let committed = enforce::commit(world.kernel, &mut meant, now, &mut |ruleset: &mut Ruleset| {
+    let committed = enforce::commit(world.kernel, &mut meant, world.host, &mut |ruleset: &mut Ruleset| {
         if generation == Generation::New {
             ruleset.number(state::highest(files)?.max(ruleset.identity.generation) + 1);
         }

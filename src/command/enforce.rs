@@ -112,9 +112,15 @@ fn ask(names: &[DnsName], servers: &[DnsServer], resolver: &mut dyn Resolver, ou
 
 /// Makes the kernel hold `meant`, and reads it back. `renumber` gives the ruleset its new generation once something has to change.
 /// Retries when somebody else changes the packet filter between reading and committing.
-pub fn commit(kernel: &mut dyn Kernel, meant: &mut Ruleset, now: Timestamp, renumber: &mut dyn FnMut(&mut Ruleset) -> Result<(), Failure>) -> Result<Committed, Failure> {
+pub fn commit(
+    kernel: &mut dyn Kernel,
+    meant: &mut Ruleset,
+    host: &dyn Host,
+    renumber: &mut dyn FnMut(&mut Ruleset) -> Result<(), Failure>,
+) -> Result<Committed, Failure> {
     let mut numbered = false;
     for _ in 0..ATTEMPTS {
+        let now = host.now();
         let (generation, before) = kernel.observe(Depth::Pins)?;
         let mut change = plan(before.as_ref(), meant, now)?;
         if change.is_nothing() {
@@ -126,7 +132,7 @@ pub fn commit(kernel: &mut dyn Kernel, meant: &mut Ruleset, now: Timestamp, renu
             change = plan(before.as_ref(), meant, now)?;
         }
         match kernel.commit(generation, &change.ops) {
-            Ok(committed) => match read_back(kernel, meant, now, committed)? {
+            Ok(committed) => match read_back(kernel, meant, now, host, committed)? {
                 ReadBack::Same => return Ok(Committed { plan: change, kernel: committed }),
                 ReadBack::Interfered => {}
                 ReadBack::Differs(differences) => return Err(go_back(kernel, before.as_ref(), &differences)),
@@ -136,7 +142,9 @@ pub fn commit(kernel: &mut dyn Kernel, meant: &mut Ruleset, now: Timestamp, renu
             Err(error @ KernelError::Refused(_)) => return Err(error.into()),
             // The answer may be lost and the transaction done: what is there decides.
             Err(error) => match kernel.observe(Depth::Pins) {
-                Ok((generation, there)) if plan(there.as_ref(), meant, now)?.is_nothing() => return Ok(Committed { plan: change, kernel: generation }),
+                Ok((generation, there)) if plan(there.as_ref(), meant, now)?.is_nothing() => {
+                    return Ok(Committed { plan: change, kernel: generation });
+                }
                 _ => return Err(error.into()),
             },
         }
@@ -153,10 +161,18 @@ enum ReadBack {
     Differs(Vec<String>),
 }
 
-fn read_back(kernel: &mut dyn Kernel, meant: &Ruleset, now: Timestamp, committed: GenerationId) -> Result<ReadBack, Failure> {
+fn read_back(
+    kernel: &mut dyn Kernel,
+    meant: &Ruleset,
+    now: Timestamp,
+    host: &dyn Host,
+    committed: GenerationId,
+) -> Result<ReadBack, Failure> {
     let (generation, there) = kernel.observe(Depth::Pins)?;
     let rest = plan(there.as_ref(), meant, now)?;
-    Ok(match rest.is_nothing() {
+    // A transaction that took long has moved the ends of elements by as much, and nothing else.
+    let late = host.now().since(now).seconds() > 2 && rest.changes_times_only();
+    Ok(match rest.is_nothing() || late {
         true => ReadBack::Same,
         false if generation != committed => ReadBack::Interfered,
         false => ReadBack::Differs(rest.differences()),
@@ -168,14 +184,18 @@ fn go_back(kernel: &mut dyn Kernel, before: Option<&TableDump>, differences: &[S
     let words = differences.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
     let message = format!("the kernel holds something else than it was told: {words}");
     let Some(before) = before else {
-        return Failure::refused(message, "the rules stay as they are, which refuses more rather than less; please report this with your kernel version");
+        return Failure::refused(
+            message,
+            "the rules stay as they are, which refuses more rather than less; please report this with your kernel version",
+        );
     };
     let back = crate::judge::plan::reload(before);
     let restored = kernel.generation().and_then(|generation| kernel.commit(generation, &back));
     match restored {
         Ok(_) => Failure::refused(message, "the rules from before were loaded again; please report this with your kernel version"),
-        Err(error) => {
-            Failure::refused(format!("{message}; loading the rules from before failed too: {error}"), "run `egressguard status`, then `egressguard restore`")
-        }
+        Err(error) => Failure::refused(
+            format!("{message}; loading the rules from before failed too: {error}"),
+            "run `egressguard status`, then `egressguard restore`",
+        ),
     }
 }

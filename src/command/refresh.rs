@@ -85,7 +85,8 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
         Current::Generation(generation) => Some(generation),
         Current::Nothing | Current::Removed => None,
     };
-    let last = state::last_refresh(world.files).filter(|last| Some(last.generation) == generation && last.namespace == world.host.namespace());
+    let last =
+        state::last_refresh(world.files).filter(|last| Some(last.generation) == generation && last.namespace == world.host.namespace());
     let undisturbed = match last {
         Some(last) => world.kernel.generation()? == GenerationId(last.kernel_generation),
         None => false,

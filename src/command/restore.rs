@@ -34,7 +34,7 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
     };
     let now = world.host.now();
     let mut meant = compile(&restored.policy, &restored.pins, &restored.facts, restored.generation).loadable();
-    let committed = enforce::commit(world.kernel, &mut meant, now, &mut |_| Ok(()))?;
+    let committed = enforce::commit(world.kernel, &mut meant, world.host, &mut |_| Ok(()))?;
     let last = LastRefresh {
         at: now.0,
         generation: restored.generation,
@@ -49,7 +49,9 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
     output.say(&format!("{verb}: policy `{}` (generation {})", restored.policy.name, restored.generation))?;
     match restored.complaint {
         None => Ok(Exit::Done),
-        Some(complaint) => Err(Failure::refused(complaint, "the host is closed, not open; run `egressguard apply POLICY` to open it again")),
+        Some(complaint) => {
+            Err(Failure::refused(complaint, "the host is closed, not open; run `egressguard apply POLICY` to open it again"))
+        }
     }
 }
 

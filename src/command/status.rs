@@ -44,9 +44,8 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
         None => (Vec::new(), Vec::new(), None),
     };
     let quarantined = there.as_ref().map(quarantined).unwrap_or_default();
-    let unresolved: Vec<String> = saved.as_ref().map_or_else(Vec::new, |saved| {
-        saved.pins.unresolved(now).map(ToString::to_string).collect()
-    });
+    let unresolved: Vec<String> =
+        saved.as_ref().map_or_else(Vec::new, |saved| saved.pins.unresolved(now).map(ToString::to_string).collect());
     let identity = found.as_ref().and_then(|found| found.identity.clone());
     let next = last.as_ref().zip(every).map(|(last, every)| Timestamp(last.at).plus(every));
     let mode = identity.as_ref().map(|identity| if identity.mode == Mode::Observe { "observe" } else { "enforce" });
@@ -98,7 +97,8 @@ type Judged = (Vec<String>, Vec<Pin>, Option<Period>);
 
 /// Drift, pins and the time between refreshes of what was saved.
 fn judged(saved: &Saved, there: Option<&TableDump>, now: Timestamp, world: &World, output: &mut Output) -> Result<Judged, Failure> {
-    let source = source::parse(&saved.record.file, saved.policy.clone(), &mut Output { verbosity: super::Verbosity::Quiet, ..reborrow(output) })?;
+    let source =
+        source::parse(&saved.record.file, saved.policy.clone(), &mut Output { verbosity: super::Verbosity::Quiet, ..reborrow(output) })?;
     let earlier = enforce::earlier_pins(saved, &source.policy, world.host);
     let meant = compile(&source.policy, &earlier, &saved.record.facts(), saved.record.generation).loadable();
     let drift = match plan(there, &meant, now) {

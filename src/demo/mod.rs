@@ -178,7 +178,7 @@ fn conclude(page: &mut Page, tallies: [Tally; 2], begin: Instant) -> anyhow::Res
     page.line(Tone::Good, &format!("{all} attempts, {allowed} allowed and {refused} refused, each as the policy says ({seconds:.1} s)"))?;
     page.heading("What next, on a machine of yours")?;
     page.text(&[
-        "   sudo scripts/install                             the program, its units and a policy to start from",
+        "   sudo scripts/install                             the program, its units and a first policy",
         "   egressguard check /etc/egressguard/policy.yaml   is it right? changes nothing, needs no root",
         "   sudo egressguard apply --dry-run                 what would be loaded? changes nothing",
         "   sudo egressguard apply                           hold it",

@@ -63,6 +63,11 @@ impl Plan {
         self.fresh || !self.chains.is_empty() || !self.sets.is_empty() || !self.foreign.is_empty()
     }
 
+    /// Whether nothing but times of elements that are there changes.
+    pub fn changes_times_only(&self) -> bool {
+        !self.touches_rules() && self.added.is_empty() && self.removed.is_empty()
+    }
+
     /// Each difference in words, for a report of drift.
     pub fn differences(&self) -> Vec<String> {
         let mut words: Vec<String> = Vec::new();
@@ -282,7 +287,8 @@ pub fn imagine(ruleset: &Ruleset, now: Timestamp) -> TableDump {
     for (name, (_, elements)) in &mut dump.sets {
         let members = ruleset.sets.get(name).map(|set| &set.members);
         for (key, element) in elements.iter_mut() {
-            element.expires_ms = members.and_then(|members| members.get(key)).and_then(|member| lower_member(member, now)).and_then(|e| e.timeout_ms);
+            element.expires_ms =
+                members.and_then(|members| members.get(key)).and_then(|member| lower_member(member, now)).and_then(|e| e.timeout_ms);
         }
     }
     dump

@@ -32,7 +32,10 @@ pub struct Parsed {
 /// the order of the text; only an error of YAML itself hides those behind it.
 pub fn parse(text: &str, file: &str) -> Result<Parsed, Vec<Diagnostic>> {
     if text.len() > MAX_OCTETS {
-        return Err(vec![whole_file("the policy is longer than 1 MiB", "one rule may hold many names, and several policies one host each")]);
+        return Err(vec![whole_file(
+            "the policy is longer than 1 MiB",
+            "one rule may hold many names, and several policies one host each",
+        )]);
     }
     let source = SourceText::new(text);
     let root = yaml::parse(&source)?;
@@ -108,8 +111,7 @@ const HOMES: [(&str, &str); 28] = [
 ];
 
 /// Keys of the first level, and words that others use for them.
-const BLOCKS: [&str; 10] =
-    ["version", "name", "mode", "inbound", "management", "outbound", "dns", "refresh", "host", "violations"];
+const BLOCKS: [&str; 10] = ["version", "name", "mode", "inbound", "management", "outbound", "dns", "refresh", "host", "violations"];
 const FOREIGN: [(&str, &str); 6] =
     [("egress", "outbound"), ("ingress", "inbound"), ("destination", "to"), ("hosts", "to"), ("proto", "protocol"), ("source", "from")];
 
@@ -137,11 +139,7 @@ impl<'t> Reader<'_, 't> {
             outbound: Vec::new(),
             dns: vec![DnsServer::System],
             dns_line: None,
-            refresh: Refresh {
-                every: Period::from_seconds(60),
-                keep: Period::from_seconds(24 * 3600),
-                private: PrivateAnswers::Refuse,
-            },
+            refresh: Refresh { every: Period::from_seconds(60), keep: Period::from_seconds(24 * 3600), private: PrivateAnswers::Refuse },
             host: Host {
                 dhcp: true,
                 ntp: Vec::new(),
@@ -380,7 +378,8 @@ impl<'t> Reader<'_, 't> {
         let what = "`quarantine`";
         let fields = self.map(node, owner, what, &["after", "within", "for", "scope"], belongs)?;
         let after = self.required(&fields, what, "after", "so many refused packets, for example `after: 20`");
-        let after = after.and_then(|node| self.number(node, "a number of packets", 1, 1_000_000)).and_then(|after| u32::try_from(after).ok());
+        let after =
+            after.and_then(|node| self.number(node, "a number of packets", 1, 1_000_000)).and_then(|after| u32::try_from(after).ok());
         let within = self.required(&fields, what, "within", "within so long, for example `within: 1m`");
         let (within, within_span) = (within.and_then(|node| self.period(node)), within.map(|node| node.span));
         let lasts = self.required(&fields, what, "for", "cut off for so long, for example `for: 1h`").and_then(|node| self.period(node));
@@ -484,5 +483,8 @@ fn nearest_countable(after: u32, within: Period) -> Option<Period> {
     if within > 604_800 {
         return None;
     }
-    (1..within.max(2)).flat_map(|off| [within - off.min(within - 1), within + off]).map(Period::from_seconds).find(|near| countable(after, *near))
+    (1..within.max(2))
+        .flat_map(|off| [within - off.min(within - 1), within + off])
+        .map(Period::from_seconds)
+        .find(|near| countable(after, *near))
 }

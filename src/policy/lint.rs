@@ -197,7 +197,8 @@ impl Lints<'_, '_> {
     fn freshness(&mut self, policy: &Policy, places: &Places) {
         let refresh = &policy.refresh;
         if refresh.keep.seconds() < 2 * refresh.every.seconds() {
-            let message = format!("one missed refresh ends every pin: `keep` {} is less than twice `every` {}", refresh.keep, refresh.every);
+            let message =
+                format!("one missed refresh ends every pin: `keep` {} is less than twice `every` {}", refresh.keep, refresh.every);
             self.warn(places.refresh, message, "let `keep` be a few times `every` at least");
         }
         if refresh.keep.seconds() > 30 * 86_400 {

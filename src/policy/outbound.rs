@@ -115,7 +115,11 @@ fn derived_id(target: &Target) -> Slug {
 impl<'t> Reader<'_, 't> {
     fn way(&mut self, item: &Node<'t>) -> Option<Draft> {
         if let Value::Scalar { text, .. } = &item.value {
-            let help = if text.is_empty() { "write `- to: api.openai.com`".into() } else { format!("write `- to: {}`", said(text).trim_matches('`')) };
+            let help = if text.is_empty() {
+                "write `- to: api.openai.com`".into()
+            } else {
+                format!("write `- to: {}`", said(text).trim_matches('`'))
+            };
             self.wrong_type(item, "keys with values", Some(help));
             return None;
         }
@@ -144,10 +148,8 @@ impl<'t> Reader<'_, 't> {
             line: self.line(owner),
             to: to.iter().map(|(destination, _)| destination.clone()).collect(),
         };
-        let places = WayPlaces {
-            to: to.into_iter().map(|(_, span)| span).collect(),
-            port: fields.get("port").map_or(owner, |node| node.span),
-        };
+        let places =
+            WayPlaces { to: to.into_iter().map(|(_, span)| span).collect(), port: fields.get("port").map_or(owner, |node| node.span) };
         (!id_fails).then_some(Draft { id, way, places })
     }
 
@@ -220,7 +222,8 @@ impl<'t> Reader<'_, 't> {
     }
 
     fn port_range(&mut self, node: &Node<'t>) -> Option<PortRange> {
-        let digits = matches!(&node.value, Value::Scalar { text, .. } if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+        let digits =
+            matches!(&node.value, Value::Scalar { text, .. } if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
         if self.is_number(node) || digits {
             return self.number(node, "a port", 1, 65535).and_then(|port| u16::try_from(port).ok()).map(PortRange::single);
         }
@@ -252,9 +255,7 @@ impl<'t> Reader<'_, 't> {
             self.error(second, "`for` has exactly one key", Some(help));
             return None;
         }
-        let named = |text: &str, parse: fn(&str) -> Result<String, String>| {
-            parse(text).map(String::into_boxed_str).map_err(Complaint::new)
-        };
+        let named = |text: &str, parse: fn(&str) -> Result<String, String>| parse(text).map(String::into_boxed_str).map_err(Complaint::new);
         // The highest number means "nobody" to the kernel.
         let highest = u64::from(u32::MAX - 1);
         if matches!(kind, "user" | "group") && self.is_number(value) {

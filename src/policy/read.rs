@@ -87,7 +87,11 @@ impl<'s, 't> Reader<'s, 't> {
             };
             if let Some(first) = fields.key(key) {
                 let line = self.line(first).0;
-                self.error(key_node.span, format!("the key {} is said twice", said(key)), Some(format!("it stands on line {line} already")));
+                self.error(
+                    key_node.span,
+                    format!("the key {} is said twice", said(key)),
+                    Some(format!("it stands on line {line} already")),
+                );
             } else if keys.contains(&key.as_ref()) {
                 fields.entries.push((key, key_node.span, value));
             } else {

@@ -147,7 +147,8 @@ pub(super) fn dns_server(text: &str) -> Result<DnsServer, Complaint> {
         return Ok(DnsServer::Tls { address, port: port.unwrap_or(853), name: self::name(name)? });
     }
     if text.contains("://") {
-        return Err(Complaint::new(format!("{} is no way to ask DNS", said(text))).help("over UDP and TCP: `192.0.2.53`; over TLS: `tls://192.0.2.53#name`"));
+        return Err(Complaint::new(format!("{} is no way to ask DNS", said(text)))
+            .help("over UDP and TCP: `192.0.2.53`; over TLS: `tls://192.0.2.53#name`"));
     }
     if text.contains('#') {
         return Err(Complaint::new("only a server asked over TLS has a name").help(format!("write `tls://{text}`")));
@@ -204,9 +205,8 @@ pub(super) fn port_range(text: &str) -> Result<PortRange, Complaint> {
         });
     };
     let (first, last) = (port(first.trim_end())?, port(last.trim_start())?);
-    PortRange::new(first, last).ok_or_else(|| {
-        Complaint::new(format!("the range {} runs backwards", said(text))).help(format!("write `{last}-{first}`"))
-    })
+    PortRange::new(first, last)
+        .ok_or_else(|| Complaint::new(format!("the range {} runs backwards", said(text))).help(format!("write `{last}-{first}`")))
 }
 
 /// A period of at least one second.

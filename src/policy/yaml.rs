@@ -296,9 +296,7 @@ fn syntax_error(source: &SourceText<'_>, error: &ScanError) -> Diagnostic {
     let start = error.marker().byte_offset().unwrap_or(0).min(source.text().len());
     let (message, help) = match error.kind() {
         ErrorKind::UnclosedQuotedScalar => ("a quote is not closed".to_string(), "put the missing quote at the end of the text"),
-        ErrorKind::UnclosedFlowCollection { open } => {
-            (format!("`{open}` is not closed"), "put the missing bracket after the last value")
-        }
+        ErrorKind::UnclosedFlowCollection { open } => (format!("`{open}` is not closed"), "put the missing bracket after the last value"),
         ErrorKind::MismatchedFlowCollectionEnd { open, close } => {
             (format!("`{open}` is closed by `{close}`"), "close every bracket by its own kind")
         }
@@ -310,9 +308,7 @@ fn syntax_error(source: &SourceText<'_>, error: &ScanError) -> Diagnostic {
         | ErrorKind::ExpectedFlowMappingSeparator => {
             ("the values between brackets are not finished".to_string(), "put a comma between two values, and the closing bracket last")
         }
-        ErrorKind::RecursionLimitExceeded => {
-            (format!("values nest deeper than {MAX_DEPTH} levels"), "a policy needs five levels at most")
-        }
+        ErrorKind::RecursionLimitExceeded => (format!("values nest deeper than {MAX_DEPTH} levels"), "a policy needs five levels at most"),
         ErrorKind::DirectiveDisallowed => ("directives have no meaning in a policy".to_string(), "take the line with `%` away"),
         ErrorKind::UnexpectedCharacter { character } => {
             let sign = if *character == '`' { "a backtick".to_string() } else { said(&character.to_string()) };

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::ruleset::program::{
-    ChainDef, Element, Elements, Expr, Hook, Key, Op, Register, RuleProgram, SetDef, TableDef, TableDump, Verdict,
-};
+use crate::ruleset::program::{ChainDef, Element, Elements, Expr, Hook, Key, Op, RuleProgram, SetDef, TableDef, TableDump, Verdict};
 use crate::world::Depth;
 
 /// The kernel's size of a set that rules add to and that states none.
@@ -41,15 +39,6 @@ pub fn step(table: &mut Option<Table>, op: &Op, now: u64) -> Result<bool, &'stat
         (Op::DeleteElements { set, elements }, Some(found)) => found.delete_elements(&set.name, elements, now),
     }
 }
-
-/// The longest prefix of a log record (`NF_LOG_PREFIXLEN` without its NUL).
-const LONGEST_PREFIX: usize = 127;
-
-/// The longest name of a chain or set.
-const LONGEST_NAME: usize = 255;
-
-/// The most expressions that the encoder writes into a rule.
-const MOST_EXPRESSIONS: usize = 100;
 
 /// The jumps that a packet may be deep in (`NFT_JUMP_STACK_SIZE`).
 const JUMPS: usize = 16;
@@ -139,7 +128,6 @@ impl Table {
     }
 
     fn add_chain(&mut self, def: &ChainDef) -> Result<bool, &'static str> {
-        name_fits(&def.name)?;
         if let Some(base) = &def.base
             && !["filter", "nat", "route"].contains(&base.kind.as_str())
         {
@@ -177,15 +165,10 @@ impl Table {
 
     fn add_rule(&mut self, chain: &str, rule: &RuleProgram) -> Result<bool, &'static str> {
         comment_fits(&rule.comment)?;
-        if rule.exprs.len() > MOST_EXPRESSIONS {
-            return Err("E2BIG");
-        }
         self.chain(chain)?;
         let mut kept = rule.clone();
-        let mut loaded = 0;
         for expr in &mut kept.exprs {
             self.admit(expr)?;
-            self.run(expr, &mut loaded)?;
         }
         self.chain(chain)?.1.push(kept);
         Ok(true)
@@ -199,7 +182,6 @@ impl Table {
         }
         match expr {
             Expr::Foreign(_) => Err("EOPNOTSUPP"),
-            Expr::Log { prefix, .. } if prefix.len() > LONGEST_PREFIX => Err("ERANGE"),
             Expr::Lookup { set, .. } => self.0.sets.contains_key(set).then_some(()).ok_or("ENOENT"),
             Expr::Limit { burst: burst @ 0, kind: 0, .. } => {
                 *burst = 5;
@@ -219,37 +201,10 @@ impl Table {
         }
     }
 
-    /// Follows which registers hold something, one bit for four octets: kernels since 6.14 refuse to read another (ENODATA).
-    fn run(&self, expr: &Expr, loaded: &mut u32) -> Result<(), &'static str> {
-        // Names of interfaces fill four registers, addresses of connection tracking up to four.
-        let (reads, writes) = match expr {
-            Expr::Meta { key: 6 | 7, into } => (None, Some((*into, 16))),
-            Expr::Meta { into, .. } => (None, Some((*into, 4))),
-            Expr::Ct { into, .. } => (None, Some((*into, 16))),
-            Expr::Payload { into, len, .. } => (None, Some((*into, *len as usize))),
-            Expr::SocketCgroup { into, .. } => (None, Some((*into, 8))),
-            Expr::Bitwise { from, into, mask, .. } => (Some((*from, mask.len())), Some((*into, mask.len()))),
-            Expr::Compare { from, data, .. } => (Some((*from, data.len())), None),
-            Expr::Range { from, low, .. } => (Some((*from, low.len())), None),
-            Expr::Lookup { set, from, .. } | Expr::Update { set, from, .. } => {
-                (Some((*from, self.0.sets.get(set).map_or(0, |(def, _)| key_octets(def)))), None)
-            }
-            _ => (None, None),
-        };
-        if reads.is_some_and(|(from, octets)| *loaded & slots(from, octets) != slots(from, octets)) {
-            return Err("ENODATA");
-        }
-        if let Some((into, octets)) = writes {
-            *loaded |= slots(into, octets);
-        }
-        Ok(())
-    }
-
     fn add_set(&mut self, set: &SetDef) -> Result<bool, &'static str> {
         if set.foreign.is_some() {
             return Err("EOPNOTSUPP");
         }
-        name_fits(&set.name)?;
         if self.0.sets.contains_key(&set.name) {
             return Err("EEXIST");
         }
@@ -331,21 +286,12 @@ fn target(expr: &Expr) -> Option<&str> {
     }
 }
 
-/// The bits of the registers that so many octets fill.
-fn slots(first: Register, octets: usize) -> u32 {
-    (0..octets.div_ceil(4).min(16)).fold(0, |bits, slot| bits | 1 << (usize::from(first.0) + slot).min(31))
-}
-
 fn is_alive(element: &Element, now: u64) -> bool {
     element.expires_ms.is_none_or(|end| end > now)
 }
 
 fn comment_fits(comment: &str) -> Result<(), &'static str> {
     if comment.len() > LONGEST_COMMENT { Err("ENAMETOOLONG") } else { Ok(()) }
-}
-
-fn name_fits(name: &str) -> Result<(), &'static str> {
-    if name.len() > LONGEST_NAME { Err("ENAMETOOLONG") } else { Ok(()) }
 }
 
 fn key_octets(set: &SetDef) -> usize {

@@ -99,7 +99,11 @@ impl Files for StateDirectory {
                     let holder: String = holder.trim().chars().filter(|c| !c.is_control()).collect();
                     // The note of somebody who has ended says nothing about who holds it now.
                     let holder = if is_alive(&holder) { &holder } else { "another process" };
-                    return Err(FileError::Locked(format!("{holder} holds the lock `{}` since more than {} s", path.display(), PATIENCE.as_secs())));
+                    return Err(FileError::Locked(format!(
+                        "{holder} holds the lock `{}` since more than {} s",
+                        path.display(),
+                        PATIENCE.as_secs()
+                    )));
                 }
                 fs::TryLockError::Error(error) => return Err(explain("lock", &path, &error)),
             }

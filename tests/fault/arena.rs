@@ -233,10 +233,8 @@ impl Arena {
             far.push_str(&format!("addr add {address}/128 dev lo nodad\n"));
         }
         internet.ip(&format!("{far}link set socket up\n"));
-        host.ip(
-            "addr add 192.0.2.1/24 dev cable\naddr add 2001:db8:ffff::1/64 dev cable nodad\nlink set cable up\n\
-             route add default via 192.0.2.53 dev cable\nroute add default via 2001:db8:ffff::53 dev cable\n",
-        );
+        host.ip("addr add 192.0.2.1/24 dev cable\naddr add 2001:db8:ffff::1/64 dev cable nodad\nlink set cable up\n\
+             route add default via 192.0.2.53 dev cable\nroute add default via 2001:db8:ffff::53 dev cable\n");
         let listener = internet.within(|| TcpListener::bind("[::]:443").expect("the port is free"));
         // It ends with the process; connections are ended at once.
         thread::spawn(move || listener.incoming().for_each(drop));
@@ -293,9 +291,9 @@ impl Arena {
             "--local=/test/".to_string(),
             format!("--pid-file={}", self.file("dnsmasq.pid")),
         ];
-        let server = self.internet.within(|| {
-            Command::new("dnsmasq").args(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
-        });
+        let server = self
+            .internet
+            .within(|| Command::new("dnsmasq").args(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn());
         self.servers.push(server.expect("dnsmasq can be run"));
         self.change_dns(hosts);
     }

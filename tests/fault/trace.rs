@@ -12,8 +12,25 @@ const CALLS: &str = "openat,write,fsync,fdatasync,rename,renameat,renameat2,unli
 
 /// Calls that are interrupted every time they are made; of the others only [`SAMPLED`].
 const ALWAYS: [&str; 19] = [
-    "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "ftruncate", "flock", "sendto", "sendmsg", "clone",
-    "clone3", "fork", "vfork", "setns", "exit_group",
+    "fsync",
+    "fdatasync",
+    "rename",
+    "renameat",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "mkdir",
+    "mkdirat",
+    "ftruncate",
+    "flock",
+    "sendto",
+    "sendmsg",
+    "clone",
+    "clone3",
+    "fork",
+    "vfork",
+    "setns",
+    "exit_group",
 ];
 /// How many calls of one kind are interrupted, spread evenly.
 const SAMPLED: usize = 5;
@@ -68,7 +85,9 @@ pub fn record(arena: &Arena, arguments: &[&str]) -> (Ran, Vec<Step>) {
             continue;
         }
         let made = made.trim_start();
-        let Some((call, _)) = made.split_once('(').filter(|(call, _)| call.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')) else { continue };
+        let Some((call, _)) = made.split_once('(').filter(|(call, _)| call.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')) else {
+            continue;
+        };
         let number = counted.entry(call.to_string()).or_insert(0);
         *number += 1;
         let returned = made.rsplit_once(" = ").map_or(0, |(_, result)| leading_number(result));

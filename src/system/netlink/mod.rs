@@ -205,7 +205,7 @@ impl Kernel for NfTables {
         if !refusals.is_empty() {
             return Err(KernelError::Refused(refusals));
         }
-        let now = self.generation().map_err(|error| KernelError::Broken(format!("the transaction was sent, but then: {error}")))?;
+        let now = self.generation()?;
         if now == expected && verdicts.lost {
             return Err(KernelError::Refused(vec![("carry out the transaction".into(), "ENOBUFS: its reasons were lost".into())]));
         }
@@ -260,26 +260,5 @@ fn errno_name(errno: Errno) -> String {
     match errno {
         Errno::UnknownErrno => "unknown errno".into(),
         known => format!("{known:?}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kernel_without_nf_tables_is_told_from_one_that_forbids_it() {
-        for errno in [Errno::EINVAL, Errno::EOPNOTSUPP] {
-            let KernelError::NoNfTables(words) = no_answer(Failure::Errno(errno)) else { panic!("{errno} is something else") };
-            assert!(words.contains(&errno_name(errno)) && words.contains("modprobe"), "{words}");
-        }
-        assert!(matches!(no_answer(Failure::Errno(Errno::EPERM)), KernelError::NotPermitted));
-        assert!(matches!(no_answer(Failure::Errno(Errno::ENOMEM)), KernelError::Broken(words) if words.contains("ENOMEM")));
-    }
-
-    #[test]
-    fn what_vanishes_while_it_is_dumped_makes_the_dump_begin_again() {
-        assert!(matches!(torn_or_whole(Err(Failure::Errno(Errno::ENOENT))), Ok(Whole::No)));
-        assert!(torn_or_whole(Err(Failure::Errno(Errno::EPERM))).is_err());
     }
 }
