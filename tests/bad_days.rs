@@ -141,7 +141,7 @@ fn a_full_state_directory_refuses_an_apply_and_keeps_what_was_saved() {
         if ran.code == Some(0) {
             continue;
         }
-        ran.refuses_with(&["no space left on device", "(ENOSPC)"]);
+        let ran = ran.refuses_with(&["no space left on device", "(ENOSPC)"]);
         // Between the transaction and its note for the next boot there is nothing to take back: that is said.
         let said = ran.err.contains("a boot would load the one before");
         assert!(there == before || said, "room for {room}: {ran}");

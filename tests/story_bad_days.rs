@@ -125,25 +125,6 @@ fn a_full_disk_stops_an_apply_before_the_kernel_is_changed() {
 }
 
 #[test]
-fn a_second_run_waits_ten_seconds_for_the_first_and_then_says_who_holds_the_lock() {
-    let Some(world) = World::new() else { return };
-    world.egressguard(DEFAULT).exits(0);
-    world.ask_at(&[SILENCE_V4]);
-    let mut first = world.egressguard_started(&["refresh"]);
-    let lock = world.state().join("lock");
-    let holder = format!("pid {}", first.id());
-    eventually("the first run holds the lock", || std::fs::read_to_string(&lock).is_ok_and(|text| text.contains(&holder)));
-    kill(Pid::from_raw(first.id() as i32), Signal::SIGSTOP).expect("our own child");
-    let begin = std::time::Instant::now();
-    world.egressguard(DEFAULT).exits(3).says(&["refresh", &holder, "lock"]);
-    assert!((9..25).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
-    first.kill().expect("our own child");
-    first.wait().expect("our own child");
-    // The lock dies with its holder.
-    passes(world.tls(API_V4));
-}
-
-#[test]
 fn two_applies_at_once_both_succeed_and_the_kernel_holds_one_of_them() {
     let Some(world) = World::new() else { return };
     let policy =

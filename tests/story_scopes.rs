@@ -8,8 +8,8 @@ use std::net::UdpSocket;
 use egressguard::demo::attempt::Way;
 use support::kernel::cgroup_v2;
 use support::{
-    API_V4, API_V6, BEHIND_V4, BEHIND_V6, GATEWAY_V4, HOST_V4, HOST_V6, RESOLVER_V4, STRANGER_V4, STRANGER_V6, Side, World, is_refused,
-    passes,
+    API_V4, API_V6, BEHIND_V4, BEHIND_V6, GATEWAY_V4, HOST_V4, HOST_V6, RESOLVER_V4, STRANGER_V4, STRANGER_V6, Side, World, eventually,
+    is_refused, passes,
 };
 
 /// Numbers that no user or group of this machine has, and those of a user that every machine has.

@@ -235,7 +235,7 @@ mod tests {
         for (text, why) in refused {
             assert_eq!(DnsName::parse(text), Err(why), "{text:?}");
         }
-        assert!(matches!(DnsName::parse(&"a.".repeat(127)), Ok(_)));
+        assert!(DnsName::parse(&"a.".repeat(127)).is_ok());
         assert!(matches!(DnsName::parse(&format!("{}com", "a.".repeat(126))), Err(NameError::TooLong(255))));
         assert!(matches!(DnsName::parse(&"a".repeat(64)), Err(NameError::Label(_))));
     }

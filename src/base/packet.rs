@@ -286,10 +286,10 @@ impl PacketSpec {
             let error = value.wrong(format!("`{}` does not run over IPv{number}", self.protocol));
             return Err(error.with_help(format!("write `{other}`")));
         }
-        if let Peer::Address(other) = other {
-            if Family::of(other) != family {
-                return Err(value.wrong(format!("{} and `{other}` are of different families", said(value.text))));
-            }
+        if let Peer::Address(other) = other
+            && Family::of(other) != family
+        {
+            return Err(value.wrong(format!("{} and `{other}` are of different families", said(value.text))));
         }
         Ok(())
     }

@@ -94,12 +94,12 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
     if !undisturbed {
         let (_, there) = world.kernel.observe(Depth::Rules)?;
         let held = there.and_then(|dump| lift(&dump, world.host.now()).identity).map(|identity| identity.generation);
-        if let Some(held) = held.filter(|held| Some(*held) != generation) {
-            if state::load(world.files, held)?.is_some() {
-                output.warn(&format!("an interrupted apply is finished: generation {held} is what the kernel holds"));
-                state::make_current(world.files, held)?;
-                generation = Some(held);
-            }
+        if let Some(held) = held.filter(|held| Some(*held) != generation)
+            && state::load(world.files, held)?.is_some()
+        {
+            output.warn(&format!("an interrupted apply is finished: generation {held} is what the kernel holds"));
+            state::make_current(world.files, held)?;
+            generation = Some(held);
         }
     }
     let generation = generation.ok_or_else(nothing)?;

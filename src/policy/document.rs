@@ -155,10 +155,10 @@ impl<'t> Reader<'_, 't> {
         let owner = first_key(root);
         let Some(fields) = self.map(root, owner, "a policy", &keys, belongs) else { return (policy, places) };
         self.version(&fields);
-        if let Some(node) = fields.get("name") {
-            if let Some(name) = self.parsed(node, "a name", slug) {
-                policy.name = name;
-            }
+        if let Some(node) = fields.get("name")
+            && let Some(name) = self.parsed(node, "a name", slug)
+        {
+            policy.name = name;
         }
         if let Some(node) = fields.get("mode") {
             policy.mode = self.word(node, "mode", &[("enforce", Mode::Enforce), ("observe", Mode::Observe)]).unwrap_or(policy.mode);

@@ -62,11 +62,13 @@ impl Lints<'_, '_> {
     }
 
     fn entrances(&mut self, policy: &Policy, places: &Places) {
-        if let Some(inbound) = &policy.inbound {
-            if inbound.from == Sources::Any && policy.tests.is_empty() && policy.mode == Mode::Enforce {
-                let help = format!("say what must hold, for example `tests: [{{allow: in tcp to :{}}}]`", inbound.port);
-                self.warn(places.inbound, "the port is open to everybody, and no test says what must hold", help);
-            }
+        if let Some(inbound) = &policy.inbound
+            && inbound.from == Sources::Any
+            && policy.tests.is_empty()
+            && policy.mode == Mode::Enforce
+        {
+            let help = format!("say what must hold, for example `tests: [{{allow: in tcp to :{}}}]`", inbound.port);
+            self.warn(places.inbound, "the port is open to everybody, and no test says what must hold", help);
         }
         let (Some(management), Some(span)) = (&policy.management, places.management) else { return };
         if policy.inbound.as_ref().is_some_and(|inbound| inbound.port == management.port && inbound.protocol == Transport::Tcp) {
@@ -221,11 +223,12 @@ impl Lints<'_, '_> {
     }
 
     fn rest(&mut self, policy: &Policy, places: &Places) {
-        if let Some(quarantine) = &policy.violations.quarantine {
-            if quarantine.scope == QuarantineScope::Host && policy.management.is_none() {
-                let help = "add `management`, or the console is the only way in while the host is cut off";
-                self.warn(places.quarantine, "quarantine cuts the whole host off, and there is no `management`", help);
-            }
+        if let Some(quarantine) = &policy.violations.quarantine
+            && quarantine.scope == QuarantineScope::Host
+            && policy.management.is_none()
+        {
+            let help = "add `management`, or the console is the only way in while the host is cut off";
+            self.warn(places.quarantine, "quarantine cuts the whole host off, and there is no `management`", help);
         }
         if let (Some(span), RawFrames::Deny | RawFrames::BestEffort) = (places.raw_frames, policy.host.raw_frames) {
             let help = "write `raw-frames: allow`, and keep CAP_NET_RAW from programs";

@@ -86,11 +86,11 @@ pub(super) fn network(text: &str) -> Result<IpNet, Complaint> {
         None => (text, None),
     };
     let Ok(parsed) = address.parse::<IpAddr>() else { return Err(not_an_address(text, address)) };
-    if let IpAddr::V6(v6) = parsed {
-        if let Some(v4) = v6.to_ipv4_mapped() {
-            let complaint = Complaint::new(format!("{} is an IPv4 address written as IPv6", said(text)));
-            return Err(complaint.help(format!("write `{v4}`; packets to it are IPv4")));
-        }
+    if let IpAddr::V6(v6) = parsed
+        && let Some(v4) = v6.to_ipv4_mapped()
+    {
+        let complaint = Complaint::new(format!("{} is an IPv4 address written as IPv6", said(text)));
+        return Err(complaint.help(format!("write `{v4}`; packets to it are IPv4")));
     }
     let Some(length) = length else { return Ok(IpNet::from(parsed)) };
     let bits = Family::of(&parsed).bits();

@@ -36,11 +36,6 @@ impl Listing {
         }
         Listing(blocks)
     }
-
-    /// Whether some line says this.
-    pub fn says(&self, words: &str) -> bool {
-        self.0.iter().any(|(head, lines)| head.contains(words) || lines.iter().any(|line| line.contains(words)))
-    }
 }
 
 impl std::fmt::Display for Listing {

@@ -34,7 +34,8 @@ pub fn open_the_host() -> anyhow::Result<()> {
     for port in [22, 443, 8080, 8443] {
         echo(SocketAddr::new([0_u16; 8].into(), port))?;
     }
-    for address in [IpAddr::from([0, 0, 0, 0])] {
+    {
+        let address = IpAddr::from([0, 0, 0, 0]);
         serve_udp(SocketAddr::new(address, 443), Directory::default())?;
     }
     Ok(())
