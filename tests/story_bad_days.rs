@@ -4,9 +4,7 @@ mod support;
 
 use std::process::Command;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use support::{API, API_V4, LATER_V4, SILENCE_V4, STRANGER_V4, World, eventually, is_refused, passes};
+use support::{API, API_V4, LATER_V4, STRANGER_V4, World, is_refused, passes};
 
 const DEFAULT: &[&str] = &["apply", "builtin:openai"];
 const FOREIGN: &str = "table inet other {\n  set friends { type ipv4_addr; elements = { 192.0.2.7 } }\n  \
