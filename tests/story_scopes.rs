@@ -81,7 +81,8 @@ fn the_operator_comes_in_from_where_the_policy_says_and_from_nowhere_else() {
         world.policy("version: 1\ninbound: {port: 443}\nmanagement:\n  port: 22\n  from: [203.0.113.0/28, \"2001:db8:113::/64\"]\n");
     world.egressguard(&["apply", &policy]).exits(0);
     for host in [HOST_V4, HOST_V6] {
-        passes(world.attempt(Side::Net, Way::Tcp, host, 22));
+        // Neighbours have to find each other first.
+        eventually("the operator comes in", || world.attempt(Side::Net, Way::Tcp, host, 22).answered());
         passes(world.attempt(Side::Net, Way::Tcp, host, 443));
         is_refused(world.attempt(Side::Net, Way::Tcp, host, 8080));
     }
