@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import large
+import path
 import small
 from report import Report
 from stage import Stage, Trouble, interfering, machine
 
-PARTS = ["apply", "refresh", "delta", "large", "binary"]
+PARTS = ["apply", "refresh", "delta", "large", "path", "binary"]
 
 
 def parts(text):
@@ -50,6 +51,8 @@ def main():
             large.delta(stage, report, chosen.delta, chosen.rounds)
         if "large" in chosen.only:
             large.large(stage, report)
+        if "path" in chosen.only:
+            path.path(stage, report, max(5, chosen.rounds // 2))
         if "binary" in chosen.only:
             small.binary(stage, report, chosen, peak)
     finally:
