@@ -238,10 +238,16 @@ pub fn save(files: &mut dyn Files, saved: &Saved) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Makes a generation the one to restore. The one before it stays; older ones go.
+/// Makes ready to name a generation as the one to restore, so that a full disk cannot come between the kernel and
+/// [`make_current`].
+pub fn prepare_current(files: &mut dyn Files, generation: u64) -> Result<(), StateError> {
+    Ok(files.prepare(CURRENT, format!("{generation}\n").as_bytes())?)
+}
+
+/// Makes the generation that was prepared the one to restore. The one before it stays; older ones go.
 pub fn make_current(files: &mut dyn Files, generation: u64) -> Result<(), StateError> {
     let previous = current(files).unwrap_or(Current::Nothing);
-    files.write(CURRENT, format!("{generation}\n").as_bytes())?;
+    files.publish(CURRENT)?;
     let keep = |number: u64| number == generation || previous == Current::Generation(number);
     // What cannot be removed is never referred to, and the next apply tries again.
     for name in files.list().unwrap_or_default().iter().filter(|name| generation_of(name).is_some_and(|number| !keep(number))) {

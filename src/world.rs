@@ -92,6 +92,12 @@ pub trait Files {
     /// Replaces the content; it is on the disk when this returns.
     fn write(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
 
+    /// Puts the content on the disk beside the file, so that [`Files::publish`] needs no more room to replace it.
+    fn prepare(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
+
+    /// Replaces the content by the one prepared; it is on the disk when this returns.
+    fn publish(&mut self, name: &str) -> Result<(), FileError>;
+
     /// Replaces the content without waiting for the disk: after a power cut it may be the old one, or empty.
     fn note(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
 

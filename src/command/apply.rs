@@ -5,15 +5,16 @@ use serde_json::{Value, json};
 use crate::base::net::IpNet;
 use crate::base::time::Timestamp;
 use crate::command::arguments::ApplyArguments;
-use crate::command::enforce::{self, Committed};
+use crate::command::enforce::{self, Committed, Told};
 use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, test};
 use crate::judge::plan::{Plan, plan};
 use crate::pins::{Answer, Confirmation, NamePins, Pins, What};
-use crate::policy::{Mode, Policy, Sources, Transport};
+use crate::policy::{self, Mode, Policy, Sources, Transport};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
+use crate::ruleset::program::GenerationId;
 use crate::state::{self, Current, LastRefresh, Record, Saved};
 use crate::world::{Depth, Host, Kernel, World};
 
@@ -34,7 +35,8 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     world.kernel.generation()?;
     let names = enforce::names(&source.policy).len();
     output.detail(&format!("policy `{}` is valid: {names} names, {} DNS servers", source.policy.name, facts.servers.len()));
-    let confirmation = addresses(arguments, &source, &facts, world, output)?;
+    let earlier = earlier(&source, world, output);
+    let confirmation = addresses(arguments, &source, &facts, earlier.as_ref(), world, output)?;
     if arguments.skip_tests {
         output.warn(&format!("{} policy tests are skipped", source.policy.tests.len()));
     } else if let Some(failing) = test::failing(&source.policy, &confirmation.pins, &facts) {
@@ -47,7 +49,7 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     if arguments.dry_run {
         return dry_run(arguments, &source, &facts, &confirmation.pins, world, output);
     }
-    load(arguments, &source, &facts, confirmation, world, output)
+    load(arguments, &source, &facts, earlier.and_then(|earlier| earlier.told).as_ref(), confirmation, world, output)
 }
 
 /// The pins to load: of a file, or confirmed by DNS.
@@ -55,17 +57,18 @@ fn addresses(
     arguments: &ApplyArguments,
     source: &Source,
     facts: &Facts,
+    earlier: Option<&Earlier>,
     world: &mut World,
     output: &mut Output,
 ) -> Result<Confirmation, Failure> {
     let policy = &source.policy;
     let now = world.host.now();
+    let earlier = earlier.map(|earlier| enforce::earlier_pins(&earlier.saved, policy, world.host)).unwrap_or_default();
     if let Some(path) = &arguments.pins {
         let answers = source::pins(path, world.documents)?.names.into_iter().map(|(name, pins)| (name, answer_of(pins)));
         let answers = enforce::names(policy).into_iter().map(|name| (name, unlisted(path))).chain(answers).collect();
-        return Ok(enforce::confirm(policy, &earlier_pins(world, policy, output), &answers, now));
+        return Ok(enforce::confirm(policy, &earlier, &answers, now));
     }
-    let earlier = earlier_pins(world, policy, output);
     Ok(enforce::resolve(policy, facts, &earlier, world.resolver, now, output))
 }
 
@@ -79,20 +82,47 @@ fn unlisted(path: &str) -> Answer {
     Answer::Failed { reasons: vec![format!("`{path}` does not list it")] }
 }
 
-/// The pins of the generation before; none when they cannot be read.
-fn earlier_pins(world: &World, policy: &Policy, output: &mut Output) -> Pins {
-    let earlier = match state::current(world.files) {
+/// The generation before.
+struct Earlier {
+    saved: Saved,
+    /// What the kernel was told of it, where it is known that nobody has changed anything since.
+    told: Option<Told>,
+}
+
+/// The generation before; nothing when there is none or it cannot be read.
+fn earlier(source: &Source, world: &mut World, output: &mut Output) -> Option<Earlier> {
+    let loaded = match state::current(world.files) {
         Ok(Current::Generation(generation)) => state::load(world.files, generation),
         Ok(Current::Nothing | Current::Removed) => Ok(None),
         Err(error) => Err(error),
     };
-    match earlier {
-        Ok(saved) => saved.map(|saved| enforce::earlier_pins(&saved, policy, world.host)).unwrap_or_default(),
+    match loaded {
+        Ok(saved) => saved.map(|saved| Earlier { told: told(&saved, source, world), saved }),
         Err(error) => {
             output.warn(&format!("{error}: starting without earlier pins"));
-            Pins::default()
+            None
         }
     }
+}
+
+/// What the kernel was told of a generation; nothing when it is not sure that it still holds that.
+fn told(saved: &Saved, source: &Source, world: &mut World) -> Option<Told> {
+    let last = state::last_refresh(world.files)?;
+    let kernel = GenerationId(last.kernel_generation);
+    let undisturbed = last.generation == saved.record.generation && last.namespace == world.host.namespace();
+    if !undisturbed || world.kernel.generation().ok()? != kernel {
+        return None;
+    }
+    // The same octets under another name are another policy only to people.
+    let parsed;
+    let policy = if saved.record.sha256 == source.policy.sha256 && saved.record.file == source.policy.file {
+        &source.policy
+    } else {
+        parsed = policy::parse_bytes(&saved.policy, &saved.record.file).ok()?.policy;
+        &parsed
+    };
+    let pins = enforce::earlier_pins(saved, policy, world.host);
+    Some(Told { kernel, ruleset: compile(policy, &pins, &saved.record.facts(), saved.record.generation).loadable() })
 }
 
 /// Refuses a policy under which the session this runs in could not be opened again.
@@ -145,19 +175,20 @@ fn load(
     arguments: &ApplyArguments,
     source: &Source,
     facts: &Facts,
+    told: Option<&Told>,
     confirmation: Confirmation,
     world: &mut World,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
     let policy = &source.policy;
     let mut confirmation = confirmation;
-    let mut loaded = commit(source, facts, &confirmation, Generation::New, world)?;
+    let mut loaded = commit(source, facts, told, &confirmation, Generation::New, world)?;
     let blocked = !unresolved(&confirmation.pins).is_empty();
     if blocked && arguments.pins.is_none() && loaded.committed.plan.touches_rules() {
         // The rules from before may have refused the questions that the new policy asks.
         confirmation = enforce::resolve(policy, facts, &confirmation.pins, world.resolver, world.host.now(), output);
         if confirmation.changes.iter().any(|change| change.what == What::Added) {
-            let again = commit(source, facts, &confirmation, Generation::Same(loaded.generation), world)?;
+            let again = commit(source, facts, None, &confirmation, Generation::Same(loaded.generation), world)?;
             loaded.committed.kernel = again.committed.kernel;
             loaded.committed.plan.added.extend(again.committed.plan.added);
         }
@@ -188,6 +219,7 @@ struct Loaded {
 fn commit(
     source: &Source,
     facts: &Facts,
+    told: Option<&Told>,
     confirmation: &Confirmation,
     generation: Generation,
     world: &mut World,
@@ -202,7 +234,7 @@ fn commit(
     let clock = world.host.clock();
     let mut saved = None;
     let files = &mut *world.files;
-    let committed = enforce::commit(world.kernel, &mut meant, world.host, &mut |ruleset: &mut Ruleset| {
+    let committed = enforce::commit(world.kernel, &mut meant, told, world.host, &mut |ruleset: &mut Ruleset| {
         if generation == Generation::New {
             ruleset.number(state::highest(files)?.max(ruleset.identity.generation) + 1);
         }
@@ -210,7 +242,8 @@ fn commit(
         // only when it has been read back.
         let record = Record::new(ruleset.identity.generation, policy, facts, &clock);
         saved = Some(ruleset.identity.generation);
-        Ok(state::save(files, &Saved { policy: source.content.clone(), pins: confirmation.pins.clone(), record })?)
+        state::save(files, &Saved { policy: source.content.clone(), pins: confirmation.pins.clone(), record })?;
+        Ok(state::prepare_current(files, ruleset.identity.generation)?)
     });
     match (committed, saved) {
         (Ok(committed), Some(saved)) => {

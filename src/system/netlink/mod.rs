@@ -25,6 +25,7 @@ pub mod message;
 mod uapi;
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, UdpSocket};
 
 use nix::errno::Errno;
 
@@ -38,6 +39,11 @@ use crate::world::{Depth, Kernel, KernelError};
 
 /// How often a dump is begun again when somebody changes the packet filter meanwhile.
 const ATTEMPTS: usize = 20;
+
+/// The number of this thread's network namespace, which no other has in this boot; `None` where the kernel does not tell.
+pub fn namespace_cookie() -> Option<u64> {
+    socket::namespace_cookie(&UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?)
+}
 
 /// nf_tables in the network namespace of the thread that opened it.
 pub struct NfTables {

@@ -177,6 +177,15 @@ fn unreadable() -> Failure {
     Failure::Words("the kernel's answer about the packet filter is malformed".into())
 }
 
+/// The number of the network namespace of this socket, which no other has in this boot; kernels have it since 5.14.
+pub fn namespace_cookie(socket: &impl AsRawFd) -> Option<u64> {
+    let (mut cookie, mut length) = (0u64, size_of::<u64>() as libc::socklen_t);
+    let fd = socket.as_raw_fd();
+    // SAFETY: the kernel writes at most `length` octets into `cookie`, both of which outlive the call.
+    let result = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut length) };
+    (result == 0).then_some(cookie)
+}
+
 fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> Result<(), Failure> {
     // SAFETY: the kernel reads four octets from `value`, which outlives the call; a bad descriptor is an error and nothing else.
     let result = unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t) };
