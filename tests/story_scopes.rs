@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::net::UdpSocket;
+use std::time::Duration;
 
 use egressguard::demo::attempt::Way;
 use support::kernel::cgroup_v2;
@@ -151,6 +152,29 @@ fn a_lease_can_be_asked_for_unless_the_policy_says_no() {
 }
 
 #[test]
+fn the_answer_of_a_lease_server_opens_no_way_to_whoever_sends_it() {
+    let Some(world) = World::new() else { return };
+    world.egressguard(&["apply", "builtin:lockdown"]).exits(0);
+    let stranger = world.within(Side::Net, || UdpSocket::bind((STRANGER_V4, 67))).expect("the port is free");
+    let client = world.within(Side::Host, || UdpSocket::bind("0.0.0.0:68")).expect("the port is free");
+    for socket in [&stranger, &client] {
+        socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket has a timeout");
+    }
+    let mut octets = [0; 16];
+    stranger.send_to(b"offer", (HOST_V4, 68)).expect("it leaves");
+    client.recv_from(&mut octets).expect("a lease can come from anywhere");
+    let refused = client.send_to(b"secret", (STRANGER_V4, 67)).expect_err("the way back is closed");
+    assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+    assert!(stranger.recv_from(&mut octets).is_err());
+    // Where nobody listens, nobody learns that there is a host.
+    drop(client);
+    stranger.connect((HOST_V4, 68)).expect("a datagram socket connects");
+    stranger.send(b"offer").expect("it leaves");
+    let silence = stranger.recv(&mut octets).expect_err("nothing comes back");
+    assert_eq!(silence.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
 fn machines_behind_the_host_obey_the_same_policy() {
     let Some(mut world) = World::new() else { return };
     world.put_a_machine_behind();
@@ -176,8 +200,17 @@ fn machines_behind_the_host_obey_the_same_policy() {
         is_refused(world.attempt(Side::Behind, Way::Udp, stranger, 443));
         is_refused(world.attempt(Side::Behind, Way::Ping, stranger, 0));
     }
-    let ledger = world.set("ledger_forwarded_v4");
-    assert!(ledger.contains(BEHIND_V4) || ledger.is_empty(), "{ledger}");
+    for (behind, set) in [(BEHIND_V4, "ledger_source_v4"), (BEHIND_V6, "ledger_source_v6")] {
+        let ledger = world.set(set);
+        assert!(ledger.contains(behind), "{ledger}");
+    }
+    // A refused connection fails at once and with a reason, which is a packet of its own, and no violation of anybody's.
+    for (stranger, set) in [(STRANGER_V4, "ledger_source_v4"), (STRANGER_V6, "ledger_source_v6")] {
+        assert_eq!(from_behind(stranger, 4444).to_string(), "ECONNREFUSED");
+        let ledger = world.set(set);
+        let by_stranger = ledger.split(['{', ',']).any(|element| element.trim_start().starts_with(&format!("{stranger} . ")));
+        assert!(!by_stranger, "the reset is counted: {ledger}");
+    }
     [BEHIND_V4, BEHIND_V6].into_iter().for_each(|behind| is_refused(world.attempt(Side::Net, Way::Tcp, behind, 443)));
 
     world.egressguard(&["apply", &policy("deny")]).exits(0);
@@ -203,6 +236,11 @@ fn a_published_port_of_a_container_opens_no_second_door() {
     is_refused(knock(8081));
     // A machine behind the host that asks for port 443 of a stranger is not a visitor of the inbound port.
     is_refused(world.attempt(Side::Behind, Way::Tcp, STRANGER_V4, 443));
+    // A way out to the machine is no way in to it.
+    let policy = world.policy("version: 1\ninbound: {port: 443}\noutbound:\n  - {to: 192.168.50.0/24, port: [443, 8443], protocol: tcp}\n");
+    world.egressguard(&["apply", &policy]).exits(0);
+    passes(knock(443));
+    is_refused(knock(8081));
 }
 
 #[test]
@@ -222,6 +260,52 @@ fn who_tries_too_often_is_cut_off_by_the_kernel_alone() {
     assert!(world.set("quarantined_users").contains(&SOMEBODY.to_string()));
     world.egressguard(&["apply", &policy]).exits(0);
     assert!(!world.connects_as(SOMEBODY, SOMEBODY, STRANGER_V4, 5432), "an apply forgives nobody");
+}
+
+#[test]
+fn a_quarantine_ends_although_whoever_is_in_it_goes_on_trying() {
+    let Some(world) = World::new() else { return };
+    let policy = world.policy(&format!(
+        "version: 1\noutbound:\n  - {{to: {STRANGER_V4}, port: 5432, protocol: tcp}}\n\
+         violations:\n  quarantine: {{after: 3, within: 1m, for: 3s, scope: user}}\n"
+    ));
+    world.egressguard(&["apply", &policy]).exits(0);
+    (0..6).for_each(|_| drop(world.tcp(STRANGER_V4, 4444)));
+    is_refused(world.tcp(STRANGER_V4, 5432));
+    eventually("the quarantine ends", || world.tcp(STRANGER_V4, 5432).answered());
+}
+
+#[test]
+fn looking_for_names_on_the_link_is_refused_and_cuts_nobody_off() {
+    let Some(world) = World::new() else { return };
+    let policy = world.policy(&format!(
+        "version: 1\noutbound:\n  - {{to: {STRANGER_V4}, port: 5432, protocol: tcp}}\n\
+         violations:\n  quarantine: {{after: 3, within: 1m, for: 1h, scope: user}}\n"
+    ));
+    world.egressguard(&["apply", &policy]).exits(0);
+    for group in ["224.0.0.251", "239.255.255.250", "ff05::fb"].iter().cycle().take(12) {
+        is_refused(world.udp(group, 5353));
+    }
+    assert!(world.set("ledger_user_v4").contains("224.0.0.251"));
+    passes(world.tcp(STRANGER_V4, 5432));
+}
+
+#[test]
+fn knocking_at_published_ports_cuts_nobody_off() {
+    let Some(mut world) = World::new() else { return };
+    world.put_a_machine_behind();
+    world.nft_load(&format!(
+        "table ip nat {{ chain prerouting {{ type nat hook prerouting priority -100; iifname \"uplink\" tcp dport 8081 dnat to {BEHIND_V4}:443; }}\n}}\n"
+    ));
+    let policy = world.policy(&format!(
+        "version: 1\nmanagement: {{port: 22, from: [203.0.113.0/24]}}\noutbound:\n  - {{to: {STRANGER_V4}, port: 5432, protocol: tcp}}\n\
+         violations:\n  quarantine: {{after: 3, within: 1m, for: 1h, scope: host}}\n"
+    ));
+    world.egressguard(&["apply", &policy]).exits(0);
+    (0..6).for_each(|_| is_refused(world.attempt(Side::Net, Way::Tcp, HOST_V4, 8081)));
+    passes(world.tcp(STRANGER_V4, 5432));
+    (0..6).for_each(|_| is_refused(world.attempt(Side::Behind, Way::Tcp, STRANGER_V4, 4444)));
+    is_refused(world.tcp(STRANGER_V4, 5432));
 }
 
 #[test]

@@ -118,7 +118,9 @@ pub fn comment<'a>(sources: impl IntoIterator<Item = (&'a Slug, &'a Target)>) ->
         let reserve = if rest > 1 { 8 } else { 0 };
         if text.len() + separator.len() + word.len() + reserve > COMMENT_MAX {
             if position == 0 {
-                return cut(word);
+                // The rule's id says more than the end of a long name.
+                let (target, id) = word.split_once(" [").map_or((word.as_str(), String::new()), |(target, id)| (target, format!(" [{id}")));
+                return format!("{}{id}", cut_to(target, COMMENT_MAX - id.len()));
             }
             return format!("{text}, +{rest}");
         }
@@ -130,10 +132,15 @@ pub fn comment<'a>(sources: impl IntoIterator<Item = (&'a Slug, &'a Target)>) ->
 
 /// The text, cut to what a comment holds.
 pub fn cut(text: &str) -> String {
-    if text.len() <= COMMENT_MAX {
+    cut_to(text, COMMENT_MAX)
+}
+
+/// The text, cut to this many octets.
+fn cut_to(text: &str, most: usize) -> String {
+    if text.len() <= most {
         return text.to_string();
     }
-    let end = (0..=COMMENT_MAX - 3).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=most.saturating_sub(3)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     format!("{}...", &text[..end])
 }
 
@@ -166,7 +173,8 @@ mod tests {
         let text = comment(names.iter().map(|name| (&rule, name)));
         assert!(text.len() <= COMMENT_MAX && text.contains(", +"), "{text}");
         let long = name(&format!("{}.example.com", ["a".repeat(60).as_str(); 3].join(".")));
-        assert!(comment([(&rule, &long)]).len() <= COMMENT_MAX);
+        let text = comment([(&rule, &long)]);
+        assert!(text.len() <= COMMENT_MAX && text.ends_with("... [many]"), "{text}");
     }
 
     #[test]
