@@ -35,6 +35,7 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     let names = enforce::names(&source.policy).len();
     output.detail(&format!("policy `{}` is valid: {names} names, {} DNS servers", source.policy.name, facts.servers.len()));
     let confirmation = addresses(arguments, &source, &facts, world, output)?;
+    source::warn_of_shared(&source, &arguments.policy.policy, &confirmation.pins, output)?;
     if arguments.skip_tests {
         output.warn(&format!("{} policy tests are skipped", source.policy.tests.len()));
     } else if let Some(failing) = test::failing(&source.policy, &confirmation.pins, &facts) {
