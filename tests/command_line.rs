@@ -17,8 +17,7 @@ const WRONG: &str = "version: 1\nmode: observ\ninbound: {port: 70000}\noutbound:
 /// Nothing wrong, and one thing odd.
 const ODD: &str = "version: 1\ninbound: {port: 443}\n";
 /// A policy that keeps one of its two promises.
-const UNTRUE: &str =
-    "version: 1\noutbound: [{to: a.example}]\ntests:\n  - allow: tcp to a.example:443\n  - allow: tcp to 192.0.2.7:443\n";
+const UNTRUE: &str = "version: 1\noutbound: [{to: a.example}]\ntests:\n  - allow: tcp to a.example:443\n  - allow: tcp to 192.0.2.7:443\n";
 const PINS: &str = "egressguard pins 1\n\nname a.example\n  confirmed 2026-11-24T03:52:00Z\n  address 192.0.2.1 ttl 300 server \
                     192.0.2.53:53 first 2026-11-24T03:52:00Z expires 2026-11-25T03:52:00Z\n\nend 1\n";
 
@@ -139,7 +138,8 @@ fn every_shipped_policy_passes_its_own_tests() {
 #[test]
 fn the_same_input_renders_to_the_same_text() {
     let desk = Desk::new();
-    for arguments in [&["render", "untrue.yaml", "--pins", "pins"][..], &["render", "--json", "untrue.yaml"], &["render", "builtin:openai"]] {
+    for arguments in [&["render", "untrue.yaml", "--pins", "pins"][..], &["render", "--json", "untrue.yaml"], &["render", "builtin:openai"]]
+    {
         let first = desk.run(arguments).exits(0);
         assert_eq!(first.out, desk.run(arguments).exits(0).out, "{arguments:?}");
     }
