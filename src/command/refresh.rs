@@ -1,7 +1,8 @@
 //! `refresh`: asks DNS again and tells the kernel only what has changed.
 //!
 //! As long as the kernel's generation is the one that the last run left, nobody has changed anything, and what the kernel holds is
-//! known without reading it: one changed address costs the same in a set of a hundred and in one of a hundred thousand.
+//! known without reading it: one changed address costs the same in a set of a hundred and in one of a hundred thousand. Only pins
+//! that are renewed, once in a quarter of `refresh.keep`, need a look: what they have counted goes with them.
 
 use serde_json::json;
 
@@ -129,7 +130,7 @@ struct Done {
 /// Tells the kernel the difference, without reading it where that is not needed.
 fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &Ruleset, now: Timestamp, world: &mut World) -> Result<Done, Failure> {
     let told = compile(&job.policy, &job.earlier, &job.told, job.saved.record.generation).loadable();
-    let last = state::last_refresh(world.files).filter(|last| last.namespace == world.host.namespace());
+    let mut last = state::last_refresh(world.files).filter(|last| last.namespace == world.host.namespace());
     for _ in 0..ATTEMPTS {
         let generation = world.kernel.generation()?;
         let undisturbed = last.as_ref().is_some_and(|last| GenerationId(last.kernel_generation) == generation);
@@ -143,6 +144,11 @@ fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &Ruleset, now: Times
             (generation, there, drift)
         };
         let change = plan(there.as_ref(), meant, now)?;
+        if undisturbed && !change.renewed.is_empty() {
+            // A renewed element takes along what it has counted, and only the kernel knows that.
+            last = None;
+            continue;
+        }
         let change = if drift.is_empty() || arguments.repair { change } else { elements_only(change, there.as_ref(), meant) };
         if change.is_nothing() {
             return Ok(Done { committed: Committed { plan: change, kernel: generation }, drift });
