@@ -38,9 +38,13 @@ fn a_rule_for_a_user_is_for_that_user_alone() {
 #[test]
 fn a_rule_for_a_group_is_for_programs_whose_primary_group_it_is() {
     let Some(world) = World::new() else { return };
-    let policy =
-        world.policy(&format!("version: 1\noutbound:\n  - {{to: {STRANGER_V4}, port: 4444, protocol: tcp, for: {{gid: {SOMEBODY}}}}}\n"));
+    let policy = world.policy(&format!(
+        "version: 1\noutbound:\n  - {{to: {STRANGER_V4}, port: 4444, protocol: tcp, for: {{gid: {SOMEBODY}}}}}\n  \
+         - {{to: \"{STRANGER_V6}\", port: 4444, protocol: tcp, for: {{group: nogroup}}}}\n"
+    ));
     world.egressguard(&["apply", &policy]).exits(0);
+    assert!(world.connects_as(ANOTHER, NOBODY, STRANGER_V6, 4444));
+    assert!(!world.connects_as(NOBODY, SOMEBODY, STRANGER_V6, 4444));
     assert!(world.connects_as(ANOTHER, SOMEBODY, STRANGER_V4, 4444));
     assert!(!world.connects_as(SOMEBODY, ANOTHER, STRANGER_V4, 4444));
 }
@@ -138,6 +142,14 @@ fn a_lease_can_be_asked_for_unless_the_policy_says_no() {
         });
         sent.is_ok()
     };
+    let asks_v6 = |to: &str| {
+        let uplink = || nix::net::if_::if_nametoindex("uplink").expect("the cable is there");
+        let sent = world.within(Side::Host, || -> std::io::Result<usize> {
+            let to: std::net::Ipv6Addr = to.parse().expect("an address");
+            UdpSocket::bind("[::]:546")?.send_to(b"solicit", std::net::SocketAddrV6::new(to, 547, 0, uplink()))
+        });
+        sent.is_ok()
+    };
     let broadcast = "203.0.113.255";
     world.ip(Side::Host, "route add 255.255.255.255 dev uplink");
     let policy = world.policy("version: 1\ninbound: {port: 443}\n");
@@ -145,9 +157,12 @@ fn a_lease_can_be_asked_for_unless_the_policy_says_no() {
     assert!(asks("255.255.255.255"));
     assert!(!asks(STRANGER_V4), "no tunnel to a stranger in the clothes of a lease");
     assert!(!asks(broadcast));
+    assert!(asks_v6("ff02::1:2"));
+    assert!(!asks_v6(STRANGER_V6));
     let policy = world.policy("version: 1\ninbound: {port: 443}\nhost: {dhcp: false}\n");
     world.egressguard(&["apply", &policy]).exits(0);
     assert!(!asks("255.255.255.255"));
+    assert!(!asks_v6("ff02::1:2"));
 }
 
 #[test]
@@ -176,8 +191,10 @@ fn machines_behind_the_host_obey_the_same_policy() {
         is_refused(world.attempt(Side::Behind, Way::Udp, stranger, 443));
         is_refused(world.attempt(Side::Behind, Way::Ping, stranger, 0));
     }
-    let ledger = world.set("ledger_forwarded_v4");
-    assert!(ledger.contains(BEHIND_V4) || ledger.is_empty(), "{ledger}");
+    for (set, who, whom) in [("ledger_source_v4", BEHIND_V4, STRANGER_V4), ("ledger_source_v6", BEHIND_V6, STRANGER_V6)] {
+        let ledger = world.set(set);
+        assert!(ledger.contains(who) && ledger.contains(whom) && ledger.contains("4444"), "{ledger}");
+    }
     [BEHIND_V4, BEHIND_V6].into_iter().for_each(|behind| is_refused(world.attempt(Side::Net, Way::Tcp, behind, 443)));
 
     world.egressguard(&["apply", &policy("deny")]).exits(0);
@@ -220,6 +237,7 @@ fn who_tries_too_often_is_cut_off_by_the_kernel_alone() {
     assert!(!world.connects_as(SOMEBODY, SOMEBODY, STRANGER_V4, 5432), "cut off from what was allowed");
     assert!(world.connects_as(ANOTHER, ANOTHER, STRANGER_V4, 5432), "others are not");
     assert!(world.set("quarantined_users").contains(&SOMEBODY.to_string()));
+    world.egressguard(&["status"]).exits(0).says(&[&format!("quarantined uid {SOMEBODY}")]);
     world.egressguard(&["apply", &policy]).exits(0);
     assert!(!world.connects_as(SOMEBODY, SOMEBODY, STRANGER_V4, 5432), "an apply forgives nobody");
 }
