@@ -199,7 +199,12 @@ impl World {
         host.namespace.within(people::open_the_host).map_err(|error| error.to_string())?.map_err(|error| format!("{error:#}"))?;
         let mut nameserver = Nameserver::new(&net.name, &directory.path().join("knot"), &[RESOLVER_V4])?;
         nameserver.set(API, &[API_V4, API_V6])?;
-        Ok(World { nameserver, host, net, behind: None, authority, directory })
+        let world = World { nameserver, host, net, behind: None, authority, directory };
+        // A cable that has just been laid drops packets until the kernel has noticed its carrier.
+        eventually("the cable carries packets", || {
+            world.attempt(Side::Host, Way::DnsTcp { name: API.to_string() }, RESOLVER_V4, 53).answered()
+        });
+        Ok(world)
     }
 
     /// Runs the program on the host's namespace with a state directory of this world.
