@@ -39,9 +39,13 @@ fn a_rule_for_a_user_is_for_that_user_alone() {
 #[test]
 fn a_rule_for_a_group_is_for_programs_whose_primary_group_it_is() {
     let Some(world) = World::new() else { return };
-    let policy =
-        world.policy(&format!("version: 1\noutbound:\n  - {{to: {STRANGER_V4}, port: 4444, protocol: tcp, for: {{gid: {SOMEBODY}}}}}\n"));
+    let policy = world.policy(&format!(
+        "version: 1\noutbound:\n  - {{to: {STRANGER_V4}, port: 4444, protocol: tcp, for: {{gid: {SOMEBODY}}}}}\n  \
+         - {{to: \"{STRANGER_V6}\", port: 4444, protocol: tcp, for: {{group: nogroup}}}}\n"
+    ));
     world.egressguard(&["apply", &policy]).exits(0);
+    assert!(world.connects_as(ANOTHER, NOBODY, STRANGER_V6, 4444));
+    assert!(!world.connects_as(NOBODY, SOMEBODY, STRANGER_V6, 4444));
     assert!(world.connects_as(ANOTHER, SOMEBODY, STRANGER_V4, 4444));
     assert!(!world.connects_as(SOMEBODY, ANOTHER, STRANGER_V4, 4444));
 }
@@ -139,6 +143,14 @@ fn a_lease_can_be_asked_for_unless_the_policy_says_no() {
         });
         sent.is_ok()
     };
+    let asks_v6 = |to: &str| {
+        let uplink = || nix::net::if_::if_nametoindex("uplink").expect("the cable is there");
+        let sent = world.within(Side::Host, || -> std::io::Result<usize> {
+            let to: std::net::Ipv6Addr = to.parse().expect("an address");
+            UdpSocket::bind("[::]:546")?.send_to(b"solicit", std::net::SocketAddrV6::new(to, 547, 0, uplink()))
+        });
+        sent.is_ok()
+    };
     let broadcast = "203.0.113.255";
     world.ip(Side::Host, "route add 255.255.255.255 dev uplink");
     let policy = world.policy("version: 1\ninbound: {port: 443}\n");
@@ -146,9 +158,12 @@ fn a_lease_can_be_asked_for_unless_the_policy_says_no() {
     assert!(asks("255.255.255.255"));
     assert!(!asks(STRANGER_V4), "no tunnel to a stranger in the clothes of a lease");
     assert!(!asks(broadcast));
+    assert!(asks_v6("ff02::1:2"));
+    assert!(!asks_v6(STRANGER_V6));
     let policy = world.policy("version: 1\ninbound: {port: 443}\nhost: {dhcp: false}\n");
     world.egressguard(&["apply", &policy]).exits(0);
     assert!(!asks("255.255.255.255"));
+    assert!(!asks_v6("ff02::1:2"));
 }
 
 #[test]
@@ -202,7 +217,7 @@ fn machines_behind_the_host_obey_the_same_policy() {
     }
     for (behind, set) in [(BEHIND_V4, "ledger_source_v4"), (BEHIND_V6, "ledger_source_v6")] {
         let ledger = world.set(set);
-        assert!(ledger.contains(behind), "{ledger}");
+        assert!(ledger.contains(behind) && ledger.contains("4444"), "{ledger}");
     }
     // A refused connection fails at once and with a reason, which is a packet of its own, and no violation of anybody's.
     for (stranger, set) in [(STRANGER_V4, "ledger_source_v4"), (STRANGER_V6, "ledger_source_v6")] {
@@ -258,6 +273,7 @@ fn who_tries_too_often_is_cut_off_by_the_kernel_alone() {
     assert!(!world.connects_as(SOMEBODY, SOMEBODY, STRANGER_V4, 5432), "cut off from what was allowed");
     assert!(world.connects_as(ANOTHER, ANOTHER, STRANGER_V4, 5432), "others are not");
     assert!(world.set("quarantined_users").contains(&SOMEBODY.to_string()));
+    world.egressguard(&["status"]).exits(0).says(&[&format!("quarantined uid {SOMEBODY}")]);
     world.egressguard(&["apply", &policy]).exits(0);
     assert!(!world.connects_as(SOMEBODY, SOMEBODY, STRANGER_V4, 5432), "an apply forgives nobody");
 }

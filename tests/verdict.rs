@@ -400,3 +400,37 @@ fn who_breaks_the_limit_is_cut_off_and_nobody_else() {
         });
     }
 }
+
+#[test]
+fn a_full_ledger_takes_neither_the_trip_wire_nor_the_refusal_with_it() {
+    if !kernel_is_there() {
+        return;
+    }
+    let mut case = policies::plain();
+    case.policy.outbound = vec![policies::way("ok", "192.0.2.1/32", None)];
+    let (within, lasts) = (policies::period(60), policies::period(3600));
+    let quarantine = Quarantine { after: 3, within, lasts, scope: QuarantineScope::User, line: egressguard::policy::Line(7) };
+    case.policy.violations = Violations { quarantine: Some(quarantine), alert: None };
+    let mut ruleset = held(&case);
+    ruleset.sets.values_mut().filter(|set| set.def.name.starts_with("ledger_")).for_each(|set| set.def.size = Some(1));
+    let mut cut_off = ruleset.clone();
+    cut_off.sets.get_mut("quarantined_users").unwrap().members.insert(1000u32.to_ne_bytes().to_vec(), Member::default());
+    inside(|| {
+        let pair = Pair::new();
+        let ports: BTreeSet<u16> = (1025..1035).chain([443]).collect();
+        let arena = Arena::new(&pair, &ruleset, &ports);
+        let attempt = |port, user| {
+            let peer = "192.0.2.1".parse().unwrap();
+            Attempt { direction: Direction::Out, transport: Transport::Tcp, peer, port, user, group: 0 }
+        };
+        // Somebody else has filled it.
+        assert_ne!(arena.agrees(&ruleset, &attempt(1025, 7)), Verdict::Allow);
+        assert_eq!(arena.agrees(&ruleset, &attempt(443, 1000)), Verdict::Allow);
+        for port in 1026..1035 {
+            assert_ne!(arena.agrees(&ruleset, &attempt(port, 1000)), Verdict::Allow);
+        }
+        let ledger = namespace::nft(&["list", "set", "inet", "egressguard", "ledger_user_v4"], "").unwrap();
+        assert_eq!(ledger.matches("counter packets").count(), 1, "{ledger}");
+        assert_ne!(arena.agrees(&cut_off, &attempt(443, 1000)), Verdict::Allow);
+    });
+}

@@ -37,6 +37,7 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     output.detail(&format!("policy `{}` is valid: {names} names, {} DNS servers", source.policy.name, facts.servers.len()));
     let earlier = earlier(&source, world, output);
     let confirmation = addresses(arguments, &source, &facts, earlier.as_ref(), world, output)?;
+    source::warn_of_shared(&source, &arguments.policy.policy, &confirmation.pins, output)?;
     if arguments.skip_tests {
         output.warn(&format!("{} policy tests are skipped", source.policy.tests.len()));
     } else if let Some(failing) = test::failing(&source.policy, &confirmation.pins, &facts) {

@@ -1,7 +1,8 @@
 //! `refresh`: asks DNS again and tells the kernel only what has changed.
 //!
 //! As long as the kernel's generation is the one that the last run left, nobody has changed anything, and what the kernel holds is
-//! known without reading it: one changed address costs the same in a set of a hundred and in one of a hundred thousand.
+//! known without reading it: one changed address costs the same in a set of a hundred and in one of a hundred thousand. Only pins
+//! that are renewed, once in a quarter of `refresh.keep`, need a look: what they have counted goes with them.
 
 use serde_json::json;
 

@@ -87,7 +87,7 @@ pub fn lift_rule(program: &RuleProgram) -> Result<Rule, String> {
         }
         match expr {
             Expr::Meta { into, .. } | Expr::Ct { into, .. } | Expr::Payload { into, .. } | Expr::SocketCgroup { into, .. } => {
-                lifting.load(*into, expr);
+                lifting.load(*into, expr)?;
             }
             Expr::Bitwise { from, into, mask, xor } => lifting.bitwise(*from, *into, mask, xor)?,
             Expr::Compare { how: Comparison::GreaterOrEqual, from, data } => match exprs.next() {
@@ -101,10 +101,12 @@ pub fn lift_rule(program: &RuleProgram) -> Result<Rule, String> {
             Expr::Lookup { set, from, inverted: false } => lifting.lookup(set, *from)?,
             Expr::Update { set, operation: 1, from, timeout_ms, element } => lifting.update(set, *from, *timeout_ms, element)?,
             Expr::Limit { .. } => {
+                lifting.nothing_unread()?;
                 let (rate, side) = lift_limit(expr).ok_or("a limit of another kind")?;
                 lifting.statements.push(Statement::Limit(rate, side));
             }
             Expr::Log { prefix, group, snaplen: 128, threshold: 1 } if *group == LOG_GROUP => {
+                lifting.nothing_unread()?;
                 lifting.statements.push(Statement::Log { prefix: prefix.clone() });
             }
             Expr::Verdict(verdict) => lifting.action = Some(lift_verdict(verdict)),
@@ -114,6 +116,7 @@ pub fn lift_rule(program: &RuleProgram) -> Result<Rule, String> {
             other => return Err(format!("{other:?}")),
         }
     }
+    lifting.nothing_unread()?;
     let action = lifting.action.unwrap_or(Action::Continue);
     let rule = Rule::new(program.comment.clone(), lifting.tests, lifting.statements, action);
     if lifting.late.iter().any(|test| rule.tests.contains(test)) {
@@ -134,8 +137,19 @@ struct Lifting<'a> {
 }
 
 impl<'a> Lifting<'a> {
-    fn load(&mut self, into: Register, expr: &'a Expr) {
-        self.registers.insert(into, (expr, None));
+    fn load(&mut self, into: Register, expr: &'a Expr) -> Result<(), String> {
+        match self.registers.insert(into, (expr, None)) {
+            Some((unread, _)) => Err(format!("nothing looks at {unread:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// A load that nothing looks at is a test all the same: the rule ends there for packets that do not have the value.
+    fn nothing_unread(&self) -> Result<(), String> {
+        match self.registers.values().next() {
+            Some((unread, _)) => Err(format!("nothing looks at {unread:?}")),
+            None => Ok(()),
+        }
     }
 
     fn bitwise(&mut self, from: Register, into: Register, mask: &'a [u8], xor: &[u8]) -> Result<(), String> {
@@ -229,6 +243,9 @@ impl<'a> Lifting<'a> {
     }
 
     fn test(&mut self, field: Field, operator: Operator) -> Result<(), String> {
+        if self.registers.len() > 1 {
+            return Err("a test beside a value that nothing looks at".to_string());
+        }
         let test = Test { field, operator };
         if !self.statements.is_empty() {
             self.late.push(test.clone());
