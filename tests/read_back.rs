@@ -58,7 +58,7 @@ fn load(kernel: &mut dyn Kernel, text: &str, number: u64) -> Result<Committed, F
         ruleset.number(number);
         Ok(())
     };
-    commit(kernel, &mut meant(text), &LocalHost::new(), renumber)
+    commit(kernel, &mut meant(text), None, &LocalHost::new(), renumber)
 }
 
 fn loaded(text: &str) -> Simulated {
