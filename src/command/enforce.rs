@@ -80,15 +80,17 @@ pub fn confirm(policy: &Policy, earlier: &Pins, answers: &BTreeMap<DnsName, Answ
 
 /// What went wrong, name by name, as a clause about the name.
 pub fn problems(confirmation: &Confirmation) -> BTreeMap<DnsName, String> {
+    let mut refused: BTreeMap<&DnsName, Vec<String>> = BTreeMap::new();
+    for change in confirmation.changes.iter().filter(|change| matches!(change.what, What::Refused(_) | What::OverCap)) {
+        refused.entry(&change.name).or_default().push(format!("{} {}", change.address, change.what));
+    }
     let mut problems = BTreeMap::new();
     for (name, outcome) in &confirmation.outcomes {
         let mut words: Vec<String> = match outcome {
             Outcome::Confirmed { complaints, .. } => complaints.clone(),
             Outcome::Kept { why, .. } | Outcome::Unresolved { why } => vec![why.clone()],
         };
-        let refused = confirmation.changes.iter().filter(|change| change.name == *name);
-        let refused = refused.filter(|change| matches!(change.what, What::Refused(_) | What::OverCap));
-        words.extend(refused.map(|change| format!("{} {}", change.address, change.what)));
+        words.extend(refused.remove(name).unwrap_or_default());
         if !words.is_empty() {
             problems.insert(name.clone(), words.join("; "));
         }

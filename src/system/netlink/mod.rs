@@ -26,6 +26,8 @@ mod uapi;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -39,6 +41,9 @@ use crate::world::{Depth, Kernel, KernelError};
 
 /// How often a dump is begun again when somebody changes the packet filter meanwhile.
 const ATTEMPTS: usize = 20;
+
+/// How long the kernel is given to resize a set that was just filled.
+const RESIZE: Duration = Duration::from_millis(10);
 
 /// The number of this thread's network namespace, which no other has in this boot; `None` where the kernel does not tell.
 pub fn namespace_cookie() -> Option<u64> {
@@ -144,13 +149,22 @@ impl NfTables {
 
     /// The elements of one set; nothing when the dump was torn.
     fn elements(&mut self, set: &SetDef) -> Result<Option<Elements>, KernelError> {
-        let mut parts = ElementParts::new(set);
-        let of_the_set = |writer: &mut Writer| {
-            writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-            writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
-        };
-        let asked = self.socket.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, of_the_set, |message| parts.take(message));
-        Ok((torn_or_whole(asked)? == Whole::Yes).then(|| parts.into_elements()))
+        for _ in 0..ATTEMPTS {
+            let mut parts = ElementParts::new(set);
+            let of_the_set = |writer: &mut Writer| {
+                writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+                writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
+            };
+            let asked = self.socket.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, of_the_set, |message| parts.take(message));
+            if torn_or_whole(asked)? == Whole::No {
+                return Ok(None);
+            }
+            if !parts.repeated() {
+                return Ok(Some(parts.into_elements()));
+            }
+            thread::sleep(RESIZE);
+        }
+        Ok(None)
     }
 }
 

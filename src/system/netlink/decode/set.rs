@@ -128,6 +128,7 @@ pub struct ElementParts {
     found: Elements,
     ends: BTreeSet<Key>,
     others: Elements,
+    repeated: bool,
 }
 
 impl ElementParts {
@@ -139,7 +140,14 @@ impl ElementParts {
             found: BTreeMap::new(),
             ends: BTreeSet::new(),
             others: BTreeMap::new(),
+            repeated: false,
         }
+    }
+
+    /// Whether an element came twice. The kernel goes on with a dump by skipping as many elements as it has sent; when it has
+    /// resized the set meanwhile, which no flag tells, they are others, and for each that comes twice another is missing.
+    pub fn repeated(&self) -> bool {
+        self.repeated
     }
 
     /// Takes those of one message; `None` when it is malformed.
@@ -158,7 +166,7 @@ impl ElementParts {
         let catch_all = !fields.has(NFTA_SET_ELEM_KEY);
         let key = if catch_all { Key::new() } else { datum(fields, NFTA_SET_ELEM_KEY)? };
         if self.tree && flags & NFT_SET_ELEM_INTERVAL_END != 0 {
-            self.ends.insert(key);
+            self.repeated |= !self.ends.insert(key);
             return Some(());
         }
         let last = match fields.has(NFTA_SET_ELEM_KEY_END) {
@@ -173,7 +181,7 @@ impl ElementParts {
             counted: element_counter(fields)?,
         };
         let into = if catch_all { &mut self.others } else { &mut self.found };
-        into.insert(key, element);
+        self.repeated |= into.insert(key, element).is_some();
         Some(())
     }
 
@@ -264,6 +272,7 @@ mod tests {
             found: [start(10), start(20), start(30), start(200)].into(),
             ends: [vec![0], vec![15], vec![20], vec![40]].into(),
             others: Elements::new(),
+            repeated: false,
         };
         let intervals: Vec<(u8, u8)> = parts.into_elements().into_iter().map(|(key, element)| (key[0], element.last.unwrap()[0])).collect();
         assert_eq!(intervals, [(10, 14), (20, 29), (30, 39), (200, 255)]);
