@@ -18,10 +18,13 @@ const NEW: &str = "version: 1\nname: new\ninbound: {port: 8443, from: [198.51.10
                    outbound: [{to: a.example}, {to: 10.20.0.5, port: [53, 80-90], protocol: udp}, {to: '2001:db8::/32', port: 1}]\n\
                    violations: {quarantine: {after: 20, within: 1m, for: 1h}}\n";
 
+/// What is carried out in place of these steps.
+type Lie<'a> = &'a dyn Fn(&[Op]) -> Vec<Op>;
+
 /// A kernel that carries out something else than it is told, once.
 struct Liar<'a> {
     truthful: &'a mut Simulated,
-    lie: Option<&'a dyn Fn(&[Op]) -> Vec<Op>>,
+    lie: Option<Lie<'a>>,
 }
 
 impl Kernel for Liar<'_> {
@@ -80,7 +83,7 @@ fn no_step_of_a_transaction_can_be_lost_without_a_word() {
         let steps = honest.committed().last().expect("a transaction").clone();
         assert!(steps.len() > 40, "{} steps", steps.len());
         let mut told = 0;
-        for lost in 0..steps.len() {
+        for (lost, step) in steps.iter().enumerate() {
             let mut kernel = world();
             let start = seen(&mut kernel);
             let lie = |ops: &[Op]| ops.iter().enumerate().filter(|(index, _)| *index != lost).map(|(_, op)| op.clone()).collect();
@@ -88,13 +91,13 @@ fn no_step_of_a_transaction_can_be_lost_without_a_word() {
                 Err(failure) => failure,
                 // A step that changes nothing may be lost.
                 Ok(_) if seen(&mut kernel) == seen(&mut honest) => continue,
-                Ok(_) => panic!("`{}` is lost and nobody says so", steps[lost]),
+                Ok(_) => panic!("`{}` is lost and nobody says so", step),
             };
             assert_eq!(failure.exit, Exit::Refused, "{failure}");
             if failure.message.contains("the kernel holds something else than it was told") {
                 told += 1;
                 match before {
-                    Some(_) => assert_eq!(seen(&mut kernel), start, "the rules from before are back, without `{}`", steps[lost]),
+                    Some(_) => assert_eq!(seen(&mut kernel), start, "the rules from before are back, without `{}`", step),
                     None => assert!(seen(&mut kernel).is_some(), "what was loaded stays: it refuses more rather than less"),
                 }
             } else {

@@ -139,6 +139,34 @@ fn what_changes_the_kernel_answers_with_one_json_object() {
 }
 
 #[test]
+fn an_apply_runs_no_other_program_and_writes_nowhere_but_in_its_state_directory() {
+    let Some(world) = World::new() else { return };
+    let trace = world.file("trace");
+    let strace = ["strace", "-f", "-e", "trace=execve,openat,rename,renameat,renameat2,mkdir,mkdirat", "-o", &trace];
+    for command in [DEFAULT, &["refresh"], &["restore"], &["status"], &["remove", "--yes"]] {
+        world.egressguard_through(&strace, command).exits(0);
+        let text = std::fs::read_to_string(&trace).expect("strace has written");
+        assert_eq!(text.matches("execve(").count(), 1, "{command:?}: {text}");
+        let state = world.state().display().to_string();
+        let writes = |line: &&str| ["O_WRONLY", "O_RDWR", "O_CREAT", "rename", "mkdir"].iter().any(|word| line.contains(word));
+        let stray: Vec<&str> = text.lines().filter(writes).filter(|line| !line.contains(&state)).collect();
+        assert_eq!(stray, [] as [&str; 0], "{command:?}");
+    }
+}
+
+#[test]
+fn what_is_saved_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(world) = World::new() else { return };
+    world.egressguard(DEFAULT).exits(0);
+    let mode = |path: &std::path::Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    assert_eq!(mode(&world.state()), 0o700);
+    for entry in std::fs::read_dir(world.state()).expect("the state directory is there").flatten() {
+        assert_eq!(mode(&entry.path()) & 0o077, 0, "{}", entry.path().display());
+    }
+}
+
+#[test]
 fn a_dry_run_says_what_would_change_and_changes_nothing() {
     let Some(world) = World::new() else { return };
     let generation = world.generation();

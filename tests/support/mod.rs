@@ -183,7 +183,7 @@ impl World {
              link set downlink up"
         ))?;
         for address in [API_V4, LATER_V4, NEIGHBOUR_V4, STRANGER_V4, RESOLVER_V4, SECOND_RESOLVER_V4, API_V6, LATER_V6, STRANGER_V6] {
-            net.ip(&format!("addr add {address}{} dev lo", if address.contains(':') { "/128" } else { "/32" }))?;
+            net.ip(&format!("addr add {address}{}", if address.contains(':') { "/128 dev lo nodad" } else { "/32 dev lo" }))?;
         }
         host.ip(&format!(
             "addr add {HOST_V4}/24 dev uplink
