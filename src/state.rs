@@ -231,11 +231,9 @@ fn read_pins(content: &[u8]) -> Result<Pins, String> {
 /// Writes a generation; nothing refers to it yet.
 pub fn save(files: &mut dyn Files, saved: &Saved) -> Result<(), StateError> {
     let [policy_name, pins_name, record_name] = names(saved.record.generation);
-    files.write(&policy_name, &saved.policy)?;
-    files.write(&pins_name, pins::print(&saved.pins).as_bytes())?;
+    let (pins, record) = (pins::print(&saved.pins), to_json(&saved.record));
     // ORDER: the record last, because a generation is there when its record is.
-    files.write(&record_name, &to_json(&saved.record))?;
-    Ok(())
+    Ok(files.write_all(&[(&policy_name, &saved.policy), (&pins_name, pins.as_bytes()), (&record_name, &record)])?)
 }
 
 /// Makes ready to name a generation as the one to restore, so that a full disk cannot come between the kernel and

@@ -92,6 +92,10 @@ pub trait Files {
     /// Replaces the content; it is on the disk when this returns.
     fn write(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
 
+    /// Replaces the contents of several files, in this order; they are on the disk when this returns. Waits for the disk less often
+    /// than [`Files::write`] for each, and leaves alone what is there already.
+    fn write_all(&mut self, files: &[(&str, &[u8])]) -> Result<(), FileError>;
+
     /// Puts the content on the disk beside the file, so that [`Files::publish`] needs no more room to replace it.
     fn prepare(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
 

@@ -61,6 +61,29 @@ impl Files for StateDirectory {
         replace(&self.path.join(name), content, 0o600, Disk::Wait)
     }
 
+    fn write_all(&mut self, files: &[(&str, &[u8])]) -> Result<(), FileError> {
+        self.make()?;
+        let files: Vec<(PathBuf, &[u8])> = files.iter().map(|(name, content)| (self.path.join(name), *content)).collect();
+        let changed: Vec<_> = files.iter().filter(|(path, content)| !fs::read(path).is_ok_and(|there| there == *content)).collect();
+        let undo = |from: usize| changed.iter().skip(from).for_each(|(path, _)| drop(fs::remove_file(beside(path))));
+        for (path, content) in &changed {
+            write_beside(path, content, 0o600, Disk::Wait).map_err(|error| {
+                undo(0);
+                explain("write", path, &error)
+            })?;
+        }
+        for (position, (path, _)) in changed.iter().enumerate() {
+            rename_beside(path, Disk::Trust).map_err(|error| {
+                undo(position);
+                explain("write", path, &error)
+            })?;
+        }
+        match changed.is_empty() {
+            true => Ok(()),
+            false => sync_directory(&self.path).map_err(|error| explain("write", &self.path, &error)),
+        }
+    }
+
     fn prepare(&mut self, name: &str, content: &[u8]) -> Result<(), FileError> {
         self.make()?;
         let path = self.path.join(name);
@@ -189,9 +212,14 @@ fn rename_beside(path: &Path, disk: Disk) -> io::Result<()> {
     fs::rename(&beside, path).inspect_err(|_| drop(fs::remove_file(&beside)))?;
     match path.parent() {
         // The name is on the disk only when the directory is.
-        Some(parent) if disk == Disk::Wait => File::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?.sync_all(),
+        Some(parent) if disk == Disk::Wait => sync_directory(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }),
         _ => Ok(()),
     }
+}
+
+/// Puts the names in a directory on the disk.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 /// Writes beside the file and renames, so that a reader sees the old content or the new one.
