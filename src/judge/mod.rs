@@ -89,6 +89,14 @@ pub fn symbolic(policy: &Policy, pins: &Pins, facts: &Facts) -> (Pins, Facts) {
     (pins, facts)
 }
 
+/// Whether an address is a placeholder of [`symbolic`].
+pub fn is_placeholder(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.octets()[0] == 0 && !v4.is_unspecified(),
+        IpAddr::V6(v6) => v6.segments()[..4] == [0x100, 0, 0, 0],
+    }
+}
+
 /// Gives a name its placeholders, the `number`th of all, from 1.
 fn place(pins: &mut Pins, name: &DnsName, number: u32) {
     let v4 = IpAddr::V4(Ipv4Addr::from_bits(number & 0x00ff_ffff));
