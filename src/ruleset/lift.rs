@@ -36,8 +36,19 @@ pub struct FoundChain {
     pub chain: Chain,
     /// Whether some of its rules are not understood.
     pub has_foreign: bool,
-    /// Those rules: before how many of the understood ones each stands, and what is not understood.
-    pub foreign: Vec<(usize, String)>,
+    /// Those rules, in order.
+    pub foreign: Vec<ForeignRule>,
+}
+
+/// A rule that is not understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignRule {
+    /// How many of the rules of its chain that are understood stand before it.
+    pub before: usize,
+    /// Its comment.
+    pub comment: String,
+    /// What is not understood.
+    pub why: String,
 }
 
 impl Found {
@@ -65,7 +76,7 @@ impl FoundChain {
         }
         let mut foreign = self.foreign.iter().peekable();
         for (position, rule) in self.chain.rules.iter().enumerate() {
-            while let Some((_, why)) = foreign.next_if(|(before, _)| *before <= position) {
+            while let Some(ForeignRule { why, .. }) = foreign.next_if(|rule| rule.before <= position) {
                 rules.push(stand_in(why));
             }
             // Elements that carry statements hold a packet only when those match.
@@ -78,7 +89,7 @@ impl FoundChain {
                 None => rules.push(rule.clone()),
             }
         }
-        rules.extend(foreign.map(|(_, why)| stand_in(why)));
+        rules.extend(foreign.map(|rule| stand_in(&rule.why)));
         Chain { def: self.chain.def.clone(), rules }
     }
 }
@@ -104,7 +115,7 @@ pub fn lift(dump: &TableDump, now: Timestamp) -> Found {
                 Ok(rule) => rules.push(rule),
                 Err(why) => {
                     foreign.push(format!("rule {} of chain `{}`: {why}", position + 1, def.name));
-                    not_understood.push((rules.len(), why));
+                    not_understood.push(ForeignRule { before: rules.len(), comment: program.comment.clone(), why });
                 }
             }
         }

@@ -22,6 +22,7 @@ mod socket;
 pub mod decode;
 mod encode;
 pub mod message;
+mod surroundings;
 mod uapi;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ use self::message::{Message, Writer};
 use self::socket::{Failure, Socket, Whole};
 use self::uapi::*;
 use crate::ruleset::program::{Elements, GenerationId, Op, SetDef, TABLE, TableDef, TableDump};
+use crate::ruleset::surroundings::Surroundings;
 use crate::world::{Depth, Kernel, KernelError};
 
 /// How often a dump is begun again when somebody changes the packet filter meanwhile.
@@ -100,19 +102,20 @@ impl NfTables {
         {
             return Ok(None);
         }
-        for set in sets {
+        for mut set in sets {
             let wanted = match depth {
                 Depth::Rules => false,
                 Depth::Pins => !dump.rules_add_to(&set),
                 Depth::Everything => true,
             };
-            let elements = match wanted {
-                true => match self.elements(&set)? {
-                    Some(elements) => elements,
-                    None => return Ok(None),
-                },
-                false => Elements::new(),
-            };
+            let mut elements = Elements::new();
+            if wanted {
+                let Some(parts) = self.elements(&set)? else { return Ok(None) };
+                if !dump.rules_add_to(&set) {
+                    parts.strange().into_iter().for_each(|what| set.foreign = Some(what));
+                }
+                elements = parts.into_elements();
+            }
             dump.sets.insert(set.name.clone(), (set, elements));
         }
         Ok(Some(Some(dump)))
@@ -137,14 +140,14 @@ impl NfTables {
     }
 
     /// The elements of one set; nothing when the dump was torn.
-    fn elements(&mut self, set: &SetDef) -> Result<Option<Elements>, KernelError> {
+    fn elements(&mut self, set: &SetDef) -> Result<Option<ElementParts>, KernelError> {
         let mut parts = ElementParts::new(set);
         let of_the_set = |writer: &mut Writer| {
             writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
             writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
         };
         let asked = self.socket.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, of_the_set, |message| parts.take(message));
-        Ok((torn_or_whole(asked)? == Whole::Yes).then(|| parts.into_elements()))
+        Ok((torn_or_whole(asked)? == Whole::Yes).then_some(parts))
     }
 }
 
@@ -167,6 +170,10 @@ impl Kernel for NfTables {
             }
         }
         Err(KernelError::Broken(format!("the packet filter was changed by somebody else during each of {ATTEMPTS} attempts to read it")))
+    }
+
+    fn surroundings(&mut self) -> Result<Surroundings, KernelError> {
+        surroundings::look(&mut self.socket)
     }
 
     fn commit(&mut self, expected: GenerationId, ops: &[Op]) -> Result<GenerationId, KernelError> {
