@@ -70,6 +70,8 @@ pub enum Command {
     Restore,
     /// Show what is active, its pins and their age, and drift.
     Status(StatusArguments),
+    /// Compare what the kernel holds with what was applied, and name what else stands in the way of packets.
+    Verify(VerifyArguments),
     /// Take the rules away.
     Remove(RemoveArguments),
     /// Show the whole story in a throw-away network namespace.
@@ -236,6 +238,14 @@ pub struct RefreshArguments {
 /// Arguments of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArguments {
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArguments {
     /// Answer with a JSON object.
     #[arg(long)]
     pub json: bool,

@@ -12,6 +12,7 @@ pub mod source;
 pub mod status;
 pub mod test;
 pub mod verdict;
+pub mod verify;
 
 use std::io::{self, Write};
 
@@ -214,6 +215,7 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
         Command::Check(arguments) => offline::check(arguments, world, output),
         Command::Test(arguments) => test::test(arguments, world, output),
         Command::Explain(arguments) => explain::explain(arguments, world, output),
+        Command::Verify(arguments) => verify::verify(arguments, world, output),
         Command::Schema => offline::schema(output),
         Command::Completions { shell } => offline::completions(*shell, output),
         Command::Man { output_dir } => offline::man(output_dir.as_deref(), world, output),

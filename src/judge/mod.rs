@@ -1,8 +1,10 @@
 //! Questions about rules: what becomes of a packet and why, whether a policy keeps its own promises, and
 //! what has to change in a kernel. Values in, values out.
 
+pub mod drift;
 pub mod packet;
 pub mod plan;
+pub mod surroundings;
 pub mod trace;
 
 use std::collections::BTreeMap;
