@@ -10,6 +10,7 @@ use crate::base::time::Timestamp;
 pub use crate::pins::{Anchor, Answer};
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
+use crate::ruleset::surroundings::Surroundings;
 
 /// Which elements a dump carries. Dumping is superlinear in the number of elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,9 @@ pub trait Kernel {
 
     /// Our table with the generation at which it was read as a whole; `None` when there is no such table.
     fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError>;
+
+    /// What else meets packets here: other people's tables, and the links.
+    fn surroundings(&mut self) -> Result<Surroundings, KernelError>;
 
     /// Carries out all steps at once, or none. Fails with [`KernelError::Interfered`] when the generation is another one.
     /// Answers with the generation that the transaction made.

@@ -9,6 +9,7 @@ use egressguard::policy;
 use egressguard::ruleset::Ruleset;
 use egressguard::ruleset::compile::{Facts, compile};
 use egressguard::ruleset::program::{Expr, GenerationId, Op, Register, TableDump};
+use egressguard::ruleset::surroundings::Surroundings;
 use egressguard::simulated::{Moment, Simulated};
 use egressguard::system::host::LocalHost;
 use egressguard::world::{Depth, Host, Kernel, KernelError};
@@ -34,6 +35,10 @@ impl Kernel for Liar<'_> {
 
     fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError> {
         self.truthful.observe(depth)
+    }
+
+    fn surroundings(&mut self) -> Result<Surroundings, KernelError> {
+        self.truthful.surroundings()
     }
 
     fn commit(&mut self, expected: GenerationId, ops: &[Op]) -> Result<GenerationId, KernelError> {

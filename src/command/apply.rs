@@ -1,22 +1,26 @@
 //! `apply`: from a policy to the kernel, in one transaction.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
-use crate::base::net::IpNet;
+use crate::base::net::{IpNet, Protocol};
+use crate::base::packet::{Direction, Owner, PacketSpec, Peer, State};
 use crate::base::time::Timestamp;
 use crate::command::arguments::ApplyArguments;
 use crate::command::enforce::{self, Committed, Told};
 use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, test};
 use crate::judge::plan::{Plan, plan};
+use crate::judge::{Verdict, traces};
 use crate::pins::{Answer, Confirmation, NamePins, Pins, What};
-use crate::policy::{self, Mode, Policy, Sources, Transport};
+use crate::policy::{self, Mode, Policy};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::GenerationId;
 use crate::state::{self, Current, LastRefresh, Record, Saved};
-use crate::world::{Depth, Host, Kernel, World};
+use crate::world::{Depth, Kernel, World};
 
 /// Runs `apply`.
 pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
@@ -26,7 +30,7 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
         return Err(Failure::refused(missing.join("\n       "), "create it first, or take the rule out; nothing was changed"));
     }
     if !arguments.force {
-        refuse_lockout(&source.policy, world.host)?;
+        refuse_lockout(&source.policy, &facts, world.host.remote_session())?;
     }
     if !arguments.dry_run {
         world.files.lock("apply")?;
@@ -126,20 +130,36 @@ fn told(saved: &Saved, source: &Source, world: &mut World) -> Option<Told> {
     Some(Told { kernel, ruleset: compile(policy, &pins, &saved.record.facts(), saved.record.generation).loadable() })
 }
 
-/// Refuses a policy under which the session this runs in could not be opened again.
-fn refuse_lockout(policy: &Policy, host: &dyn Host) -> Result<(), Failure> {
-    let Some((peer, port)) = host.remote_session() else { return Ok(()) };
-    let within = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&peer));
-    let by_management = policy.management.as_ref().is_some_and(|management| management.port == port && within(&management.from));
-    let by_inbound = policy.inbound.as_ref().is_some_and(|inbound| {
-        inbound.port == port
-            && inbound.protocol == Transport::Tcp
-            && match &inbound.from {
-                Sources::Any => true,
-                Sources::Nets(nets) => within(nets),
-            }
-    });
-    if by_management || by_inbound || policy.mode == Mode::Observe {
+/// Refuses a policy under which the session this runs in could not be opened again, or would end: the rules themselves are asked. No
+/// pins are needed for that, because nobody comes in by a name.
+fn refuse_lockout(policy: &Policy, facts: &Facts, session: Option<(IpAddr, u16)>) -> Result<(), Failure> {
+    let Some((peer, port)) = session else { return Ok(()) };
+    let ruleset = compile(policy, &Pins::default(), facts, 0).loadable();
+    let from_peer = PacketSpec {
+        direction: Direction::In,
+        protocol: Protocol::TCP,
+        from: Peer::Address(peer),
+        from_port: None,
+        to: Peer::Any,
+        to_port: Some(port),
+        owner: Owner::Unsaid,
+        service: None,
+        state: State::New,
+    };
+    let goes_on = PacketSpec { state: State::Established, ..from_peer.clone() };
+    let answer = PacketSpec {
+        direction: Direction::Out,
+        from: Peer::Any,
+        from_port: Some(port),
+        to: Peer::Address(peer),
+        to_port: None,
+        ..goes_on.clone()
+    };
+    let passes = |spec: &PacketSpec| {
+        let judged = traces(&ruleset, spec, &Pins::default(), facts);
+        !judged.is_empty() && judged.iter().all(|(_, trace)| trace.verdict == Verdict::Allow)
+    };
+    if [from_peer, goes_on, answer].iter().all(passes) {
         return Ok(());
     }
     Err(Failure::refused(
@@ -380,4 +400,59 @@ pub fn change_json(change: &Plan) -> Value {
         "removed": elements(&change.removed),
         "renewed": elements(&change.renewed),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::parse;
+
+    fn locks_out(policy: &str, peer: &str, port: u16) -> Option<Failure> {
+        let policy = parse(&format!("version: 1\n{policy}\n"), "policy.yaml").expect(policy).policy;
+        refuse_lockout(&policy, &Facts::default(), Some((peer.parse().expect(peer), port))).err()
+    }
+
+    #[test]
+    fn a_session_that_could_not_come_back_is_named_with_the_lines_that_would_let_it() {
+        let failure = locks_out("inbound: {port: 443}", "203.0.113.9", 22).expect("nobody comes in by port 22");
+        assert_eq!(failure.exit, Exit::Refused);
+        assert!(failure.message.contains("from 203.0.113.9 to port 22"), "{}", failure.message);
+        assert!(
+            failure.help.is_some_and(|help| help.contains("management: {port: 22, from: [203.0.113.9/32]}") && help.contains("--force"))
+        );
+        let failure = locks_out("inbound: {port: 443}", "2001:db8::9", 22).expect("nor over IPv6");
+        assert!(failure.help.is_some_and(|help| help.contains("[2001:db8::9/128]")));
+    }
+
+    #[test]
+    fn the_rules_themselves_say_who_may_come_back() {
+        const MANAGEMENT: &str = "management: {port: 22, from: [203.0.113.0/24, \"2001:db8::/64\"]}";
+        for (policy, peer, port, locked) in [
+            (MANAGEMENT, "203.0.113.9", 22, false),
+            (MANAGEMENT, "2001:db8::9", 22, false),
+            (MANAGEMENT, "198.51.100.1", 22, true),
+            (MANAGEMENT, "2001:db8:1::9", 22, true),
+            (MANAGEMENT, "203.0.113.9", 2222, true),
+            ("inbound: {port: 22}", "198.51.100.1", 22, false),
+            ("inbound: {port: 22}", "2001:db8::9", 22, false),
+            ("inbound: {port: 22, protocol: udp}", "198.51.100.1", 22, true),
+            ("inbound: {port: 22, from: [198.51.100.0/24]}", "198.51.100.1", 22, false),
+            ("inbound: {port: 22, from: [198.51.100.0/24]}", "203.0.113.9", 22, true),
+            ("inbound: {port: 22, from: [198.51.100.0/24]}", "2001:db8::9", 22, true),
+            ("mode: observe\ninbound: {port: 443}", "203.0.113.9", 22, false),
+            // A tunnel that ends on this host: the session itself comes by the loopback interface.
+            ("inbound: {port: 443}", "127.0.0.1", 22, false),
+            ("inbound: {port: 443}", "::1", 22, false),
+            ("inbound: {port: 443}", "fe80::1", 22, true),
+            ("management: {port: 22, from: [\"fe80::/10\"]}", "fe80::1", 22, false),
+        ] {
+            assert_eq!(locks_out(policy, peer, port).is_some(), locked, "{policy}: {peer} to {port}");
+        }
+    }
+
+    #[test]
+    fn without_a_remote_session_nobody_is_locked_out() {
+        let policy = parse("version: 1\n", "policy.yaml").expect("a policy").policy;
+        assert!(refuse_lockout(&policy, &Facts::default(), None).is_ok());
+    }
 }

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod arguments;
 pub mod enforce;
+pub mod explain;
 pub mod offline;
 pub mod refresh;
 pub mod remove;
@@ -10,6 +11,8 @@ pub mod restore;
 pub mod source;
 pub mod status;
 pub mod test;
+pub mod verdict;
+pub mod verify;
 
 use std::io::{self, Write};
 
@@ -211,6 +214,8 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
     match command {
         Command::Check(arguments) => offline::check(arguments, world, output),
         Command::Test(arguments) => test::test(arguments, world, output),
+        Command::Explain(arguments) => explain::explain(arguments, world, output),
+        Command::Verify(arguments) => verify::verify(arguments, world, output),
         Command::Schema => offline::schema(output),
         Command::Completions { shell } => offline::completions(*shell, output),
         Command::Man { output_dir } => offline::man(output_dir.as_deref(), world, output),

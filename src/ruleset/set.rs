@@ -72,14 +72,14 @@ impl Set {
         self.members.insert(octets(&net.network()), Member { last: Some(octets(&net.broadcast())), expires: None, comment });
     }
 
-    /// The member that holds this key.
+    /// The member that holds this key. One without a key of its own (`*`, since 5.13; never ours) holds what no other does.
     pub fn find(&self, key: &[u8]) -> Option<(&Key, &Member)> {
-        let (first, member) = self.members.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
-        let holds = match &member.last {
+        let nearest = self.members.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
+        let holds = match &nearest.1.last {
             Some(last) => key <= last.as_slice(),
-            None => first.as_slice() == key,
+            None => nearest.0.as_slice() == key,
         };
-        holds.then_some((first, member))
+        if holds { Some(nearest) } else { self.members.first_key_value().filter(|(key, _)| key.is_empty()) }
     }
 }
 

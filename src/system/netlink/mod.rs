@@ -22,6 +22,7 @@ mod socket;
 pub mod decode;
 mod encode;
 pub mod message;
+mod surroundings;
 mod uapi;
 
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ use self::message::{Message, Writer};
 use self::socket::{Failure, Socket, Whole};
 use self::uapi::*;
 use crate::ruleset::program::{Elements, GenerationId, Op, SetDef, TABLE, TableDef, TableDump};
+use crate::ruleset::surroundings::Surroundings;
 use crate::world::{Depth, Kernel, KernelError};
 
 /// How often a dump is begun again when somebody changes the packet filter meanwhile.
@@ -111,19 +113,20 @@ impl NfTables {
         {
             return Ok(None);
         }
-        for set in sets {
+        for mut set in sets {
             let wanted = match depth {
                 Depth::Rules => false,
                 Depth::Pins => !dump.rules_add_to(&set),
                 Depth::Everything => true,
             };
-            let elements = match wanted {
-                true => match self.elements(&set)? {
-                    Some(elements) => elements,
-                    None => return Ok(None),
-                },
-                false => Elements::new(),
-            };
+            let mut elements = Elements::new();
+            if wanted {
+                let Some(parts) = self.elements(&set)? else { return Ok(None) };
+                if !dump.rules_add_to(&set) {
+                    parts.strange().into_iter().for_each(|what| set.foreign = Some(what));
+                }
+                elements = parts.into_elements();
+            }
             dump.sets.insert(set.name.clone(), (set, elements));
         }
         Ok(Some(Some(dump)))
@@ -148,7 +151,7 @@ impl NfTables {
     }
 
     /// The elements of one set; nothing when the dump was torn.
-    fn elements(&mut self, set: &SetDef) -> Result<Option<Elements>, KernelError> {
+    fn elements(&mut self, set: &SetDef) -> Result<Option<ElementParts>, KernelError> {
         for _ in 0..ATTEMPTS {
             let mut parts = ElementParts::new(set);
             let of_the_set = |writer: &mut Writer| {
@@ -160,7 +163,7 @@ impl NfTables {
                 return Ok(None);
             }
             if !parts.repeated() {
-                return Ok(Some(parts.into_elements()));
+                return Ok(Some(parts));
             }
             thread::sleep(RESIZE);
         }
@@ -187,6 +190,10 @@ impl Kernel for NfTables {
             }
         }
         Err(KernelError::Broken(format!("the packet filter was changed by somebody else during each of {ATTEMPTS} attempts to read it")))
+    }
+
+    fn surroundings(&mut self) -> Result<Surroundings, KernelError> {
+        surroundings::look(&mut self.socket)
     }
 
     fn commit(&mut self, expected: GenerationId, ops: &[Op]) -> Result<GenerationId, KernelError> {
