@@ -121,7 +121,7 @@ fn a_full_ledger_takes_neither_the_trip_wire_nor_the_refusal_with_it() {
     inside(|| {
         let pair = Pair::new();
         let ports: BTreeSet<u16> = (1025..1035).chain([443]).collect();
-        let arena = Arena::new(&pair, &ruleset, &ports);
+        let arena = Arena::new(&pair, &ruleset, NOW, &ports);
         let attempt = |port, user| {
             let peer = "192.0.2.1".parse().unwrap();
             Attempt { direction: Direction::Out, transport: Transport::Tcp, peer, port, user, group: 0 }
