@@ -105,7 +105,7 @@ MIRROR = f"""table netdev mirror {{
 		elements = {{ {PEER} }}
 	}}
 	chain uplink {{
-		type filter hook egress device "up" priority filter; policy drop;
+		type filter hook egress device "uplink" priority filter; policy drop;
 		ether type arp accept
 		ip daddr @api tcp dport {{ {PORT}, {PORT + 1} }} accept
 		ip daddr @api udp dport {PORT + 1} accept
@@ -195,8 +195,8 @@ def pair(stage, load, number, name, loader):
 def connect(stage, host, peer):
     """A cable between a namespace that is there and a new one."""
     stage.namespace(peer)
-    stage.inside(host, "ip", "link", "add", "up", "type", "veth", "peer", "name", "down", "netns", peer)
-    for namespace, device, address in ((host, "up", HOST), (peer, "down", PEER)):
+    stage.inside(host, "ip", "link", "add", "name", "uplink", "type", "veth", "peer", "name", "downlink", "netns", peer)
+    for namespace, device, address in ((host, "uplink", HOST), (peer, "downlink", PEER)):
         stage.inside(namespace, "ip", "address", "add", f"{address}/30", "dev", device)
         stage.inside(namespace, "ip", "link", "set", device, "up")
 
