@@ -197,15 +197,26 @@ impl Writer {
 
     /// Begins a message of any type.
     pub fn begin_raw(&mut self, kind: u16, flags: u16, seq: u32, family: u8, resource: u16) -> Mark {
+        let mark = self.begin_bare(kind, flags, seq);
+        self.octets.extend_from_slice(&[family, 0]);
+        self.octets.extend_from_slice(&resource.to_be_bytes());
+        mark
+    }
+
+    /// Begins a message of a family other than netfilter's: its header alone.
+    pub fn begin_bare(&mut self, kind: u16, flags: u16, seq: u32) -> Mark {
         let mark = Mark(self.octets.len());
         self.octets.extend_from_slice(&[0; 4]);
         self.octets.extend_from_slice(&kind.to_ne_bytes());
         self.octets.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
         self.octets.extend_from_slice(&seq.to_ne_bytes());
         self.octets.extend_from_slice(&[0; 4]);
-        self.octets.extend_from_slice(&[family, 0]);
-        self.octets.extend_from_slice(&resource.to_be_bytes());
         mark
+    }
+
+    /// Octets as they are: a structure, or attributes that were written before. INVARIANT: a multiple of four of them.
+    pub fn verbatim(&mut self, octets: &[u8]) {
+        self.octets.extend_from_slice(octets);
     }
 
     /// Ends a message. Its length includes everything since it began.

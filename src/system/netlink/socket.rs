@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
-use super::message::{Message, Writer, messages};
+use super::message::{Mark, Message, Writer, messages};
 use super::uapi::*;
 
 /// As large as the largest chunk of a dump (32 KiB) twice over.
@@ -44,7 +44,7 @@ pub struct Verdicts {
     pub lost: bool,
 }
 
-/// A socket of the netfilter family in the network namespace of the thread that opened it.
+/// A netlink socket in the network namespace of the thread that opened it.
 pub struct Socket {
     inner: mnl::Socket,
     seq: u32,
@@ -52,9 +52,14 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens and binds one.
+    /// Opens and binds one of netfilter's.
     pub fn open() -> Result<Socket, Failure> {
-        let inner = mnl::Socket::new(mnl::Bus::Netfilter).map_err(|error| match error.raw_os_error() {
+        Socket::of(mnl::Bus::Netfilter)
+    }
+
+    /// Opens and binds one of any family.
+    pub fn of(bus: mnl::Bus) -> Result<Socket, Failure> {
+        let inner = mnl::Socket::new(bus).map_err(|error| match error.raw_os_error() {
             Some(number) => Failure::Errno(Errno::from_raw(number)),
             None => Failure::Words(error.to_string()),
         })?;
@@ -63,19 +68,33 @@ impl Socket {
         Ok(Socket { inner, seq: 0, buffer: vec![0; ROOM] })
     }
 
-    /// Asks one question; `answer` gets every message of the answer, and says `None` when it cannot be read.
+    /// Asks nf_tables one question; `answer` gets every message of the answer, and says `None` when it cannot be read.
     pub fn ask(
         &mut self,
         kind: u16,
         flags: u16,
         question: impl FnOnce(&mut Writer),
+        answer: impl FnMut(&Message<'_>) -> Option<()>,
+    ) -> Result<Whole, Failure> {
+        let write = |writer: &mut Writer, seq: u32| {
+            let message = writer.begin(kind, flags, seq);
+            question(writer);
+            message
+        };
+        self.ask_anybody(flags, write, answer)
+    }
+
+    /// The same of whoever is at the other end; `write` begins the message, with this number, and writes the question.
+    pub fn ask_anybody(
+        &mut self,
+        flags: u16,
+        write: impl FnOnce(&mut Writer, u32) -> Mark,
         mut answer: impl FnMut(&Message<'_>) -> Option<()>,
     ) -> Result<Whole, Failure> {
         self.seq = self.seq.wrapping_add(1);
         let mut writer = Writer::default();
         let seq = self.seq;
-        let message = writer.begin(kind, flags, seq);
-        question(&mut writer);
+        let message = write(&mut writer, seq);
         writer.end(message);
         self.send(&writer.into_octets())?;
 
@@ -101,7 +120,7 @@ impl Socket {
                 }
             }
         }
-        Err(Failure::Words("the kernel left a question about the packet filter unanswered".into()))
+        Err(Failure::Words("the kernel left a question unanswered".into()))
     }
 
     /// Sends a batch in one call, which is what makes it one transaction, and collects what the kernel says against it.
@@ -126,6 +145,11 @@ impl Socket {
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    /// Switches one of netlink's own options on.
+    pub fn switch_on(&self, option: i32) -> Result<(), Failure> {
+        set_option(self.inner.as_raw_fd(), libc::SOL_NETLINK, option, 1)
     }
 
     fn send(&self, octets: &[u8]) -> Result<(), Failure> {
@@ -174,7 +198,7 @@ fn status(message: &Message<'_>) -> Option<i32> {
 }
 
 fn unreadable() -> Failure {
-    Failure::Words("the kernel's answer about the packet filter is malformed".into())
+    Failure::Words("the kernel's answer is malformed".into())
 }
 
 fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> Result<(), Failure> {
