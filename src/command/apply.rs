@@ -6,6 +6,7 @@ use crate::base::net::IpNet;
 use crate::base::time::Timestamp;
 use crate::command::arguments::ApplyArguments;
 use crate::command::enforce::{self, Committed};
+use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, test};
 use crate::judge::plan::{Plan, plan};
@@ -14,6 +15,7 @@ use crate::policy::{Mode, Policy, Sources, Transport};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
+use crate::ruleset::program::GenerationId;
 use crate::state::{self, Current, LastRefresh, Record, Saved};
 use crate::world::{Depth, Host, Kernel, World};
 
@@ -131,7 +133,7 @@ fn dry_run(
     let meant = compile(&source.policy, pins, facts, held.map_or(0, |identity| identity.generation));
     let change = plan(there.as_ref(), &meant, now)?;
     if arguments.json {
-        output.json(&answer("dry-run", &source.policy, meant.identity.generation, &change, pins))?;
+        output.json(&answer("dry-run", &source.policy, meant.identity.generation, &change, pins, None))?;
     } else if change.is_nothing() {
         output.say(&format!("nothing would change: the kernel holds policy `{}`", source.policy.name))?;
     } else {
@@ -160,13 +162,33 @@ fn load(
             let again = commit(source, facts, &confirmation, Generation::Same(loaded.generation), world)?;
             loaded.committed.kernel = again.committed.kernel;
             loaded.committed.plan.added.extend(again.committed.plan.added);
+            loaded.ruleset = again.ruleset;
         }
     }
-    if let Err(failure) = remember(&loaded, &confirmation, world) {
+    let revocation = match is_finished(&loaded, world) {
+        true => None,
+        false => revoke::end(&loaded.ruleset, world.flows, world.host.remote_session(), output),
+    };
+    // ORDER: after the revocation, which is thereby known to have been done. Where it was not, or this run ends before, the next one
+    // finds nothing remembered and revokes.
+    if revocation.as_ref().is_none_or(|revocation| revocation.shortfall.is_none())
+        && let Err(failure) = remember(&loaded, &confirmation, world)
+    {
         // It only saves the next refresh some work.
         output.warn(&failure.message);
     }
-    report(arguments, policy, &loaded, &confirmation, output)
+    let exit = report(arguments, policy, &loaded, &confirmation, revocation.as_ref(), output)?;
+    revocation.unwrap_or_default().conclude(exit)
+}
+
+/// Whether an earlier run has loaded exactly this, and has revoked what it does not allow.
+fn is_finished(loaded: &Loaded, world: &World) -> bool {
+    let is_this = |last: LastRefresh| {
+        last.generation == loaded.generation
+            && GenerationId(last.kernel_generation) == loaded.committed.kernel
+            && last.namespace == world.host.namespace()
+    };
+    loaded.committed.plan.is_nothing() && state::last_refresh(world.files).is_some_and(is_this)
 }
 
 /// Under which number a ruleset is loaded.
@@ -182,6 +204,7 @@ enum Generation {
 struct Loaded {
     generation: u64,
     committed: Committed,
+    ruleset: Ruleset,
 }
 
 /// Loads and saves one generation.
@@ -219,9 +242,9 @@ fn commit(
                 let message = format!("policy `{}` is loaded, but a boot would load the one before: {}", policy.name, failure.message);
                 Failure { message, ..failure }
             })?;
-            Ok(Loaded { generation: saved, committed })
+            Ok(Loaded { generation: saved, committed, ruleset: meant })
         }
-        (Ok(committed), None) => Ok(Loaded { generation: meant.identity.generation, committed }),
+        (Ok(committed), None) => Ok(Loaded { generation: meant.identity.generation, committed, ruleset: meant }),
         (Err(failure), saved) => {
             if let (Some(saved), Generation::New) = (saved, generation)
                 && !may_hold(world.kernel, saved, now)
@@ -258,19 +281,23 @@ fn report(
     policy: &Policy,
     loaded: &Loaded,
     confirmation: &Confirmation,
+    revocation: Option<&Revocation>,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
     let (generation, change) = (loaded.generation, &loaded.committed.plan);
     warn_of(confirmation, output);
     if arguments.json {
         let verb = if change.is_nothing() { "unchanged" } else { "applied" };
-        output.json(&answer(verb, policy, generation, change, &confirmation.pins))?;
+        output.json(&answer(verb, policy, generation, change, &confirmation.pins, revocation))?;
     } else if change.is_nothing() {
         output.say(&format!("unchanged: policy `{}` (generation {generation}) is what the kernel holds", policy.name))?;
     } else {
         let mode = if policy.mode == Mode::Observe { ", mode observe: nothing is blocked" } else { "" };
         output.say(&format!("applied policy `{}` (generation {generation}{mode})", policy.name))?;
         describe(change, output)?;
+    }
+    if !arguments.json {
+        describe_revocation(revocation, output)?;
     }
     Ok(if unresolved(&confirmation.pins).is_empty() { Exit::Done } else { Exit::No })
 }
@@ -319,8 +346,16 @@ pub fn describe(change: &Plan, output: &mut Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The answer as JSON.
-fn answer(verb: &str, policy: &Policy, generation: u64, change: &Plan, pins: &Pins) -> Value {
+/// What was ended, for people.
+pub fn describe_revocation(revocation: Option<&Revocation>, output: &mut Output) -> Result<(), Failure> {
+    if let Some(words) = revocation.and_then(Revocation::words) {
+        output.say(&format!("  {words}"))?;
+    }
+    Ok(())
+}
+
+/// The answer as JSON. What was revoked is absent where nothing was judged.
+fn answer(verb: &str, policy: &Policy, generation: u64, change: &Plan, pins: &Pins, revocation: Option<&Revocation>) -> Value {
     json!({
         "schema": "egressguard.apply/1",
         "result": verb,
@@ -328,6 +363,7 @@ fn answer(verb: &str, policy: &Policy, generation: u64, change: &Plan, pins: &Pi
         "policy": {"name": policy.name.as_str(), "sha256": policy.sha256},
         "generation": generation,
         "change": change_json(change),
+        "revoked": revocation.map(Revocation::json),
         "unresolved": unresolved(pins),
     })
 }

@@ -8,10 +8,11 @@ use serde_json::json;
 use crate::base::time::Timestamp;
 use crate::command::arguments::RefreshArguments;
 use crate::command::enforce::{self, Committed};
+use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, Style, Verbosity, apply};
 use crate::judge::plan::{Plan, imagine, plan};
-use crate::pins::{Confirmation, Pins};
+use crate::pins::{Confirmation, Pins, What};
 use crate::policy::Policy;
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
@@ -59,6 +60,11 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     let generation = job.saved.record.generation;
     let meant = compile(&job.policy, &confirmation.pins, &facts, generation).loadable();
     let done = tell(arguments, &job, &meant, now, world)?;
+    let revocation = match may_have_narrowed(&done, &confirmation) {
+        true => revoke::end(&meant, world.flows, world.host.remote_session(), output),
+        false => None,
+    };
+    let is_revoked = revocation.as_ref().is_none_or(|revocation| revocation.shortfall.is_none());
 
     if !done.committed.plan.is_nothing() || !confirmation.changes.is_empty() {
         // ORDER: after the kernel. A pin that was loaded and not written down is met again by the next answer; one that was written
@@ -70,12 +76,27 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
         at: now.0,
         generation,
         kernel_generation: done.committed.kernel.0,
-        // With drift left in place the kernel is not what was told: the next run has to look.
-        namespace: if done.drift.is_empty() { world.host.namespace() } else { String::new() },
+        // With drift left in place the kernel is not what was told: the next run has to look, and to revoke what this one did not.
+        namespace: if done.drift.is_empty() && is_revoked { world.host.namespace() } else { String::new() },
         problems: enforce::problems(&confirmation).into_iter().map(|(name, words)| (name.to_string(), words)).collect(),
     };
     state::save_refresh(world.files, &last)?;
-    report(arguments, &job.policy, &done, &confirmation, output)
+    let exit = report(arguments, &job.policy, &done, &confirmation, revocation.as_ref(), output)?;
+    revocation.unwrap_or_default().conclude(exit)
+}
+
+/// Whether less may be allowed now than when flows were last judged: pins have ended, elements or rules were changed, or the kernel
+/// was not as the last run left it, which may have been an apply that was killed. Rules that somebody else changed and that stay
+/// so are not ours to judge by.
+fn may_have_narrowed(done: &Done, confirmation: &Confirmation) -> bool {
+    let change = &done.committed.plan;
+    let ended = |what: &What| matches!(what, What::Gone | What::Refused(_) | What::OverCap);
+    let narrowed = change.touches_rules() || !change.removed.is_empty() || confirmation.changes.iter().any(|change| ended(&change.what));
+    match done.kernel {
+        Kernel::AsLeft => narrowed,
+        Kernel::Other => true,
+        Kernel::Drifted => false,
+    }
 }
 
 /// The generation to refresh. When a run was killed between the kernel and the state, what the kernel holds counts.
@@ -124,6 +145,18 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
 struct Done {
     committed: Committed,
     drift: Vec<String>,
+    kernel: Kernel,
+}
+
+/// How the kernel was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    /// As the last run left it.
+    AsLeft,
+    /// Otherwise, and it holds what is meant now.
+    Other,
+    /// Otherwise, and others' rules stay in it.
+    Drifted,
 }
 
 /// Tells the kernel the difference, without reading it where that is not needed.
@@ -142,13 +175,18 @@ fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &Ruleset, now: Times
             let drift = if drift.touches_rules() { drift.differences() } else { Vec::new() };
             (generation, there, drift)
         };
+        let kernel = match undisturbed {
+            true => Kernel::AsLeft,
+            false if drift.is_empty() || arguments.repair => Kernel::Other,
+            false => Kernel::Drifted,
+        };
         let change = plan(there.as_ref(), meant, now)?;
         let change = if drift.is_empty() || arguments.repair { change } else { elements_only(change, there.as_ref(), meant) };
         if change.is_nothing() {
-            return Ok(Done { committed: Committed { plan: change, kernel: generation }, drift });
+            return Ok(Done { committed: Committed { plan: change, kernel: generation }, drift, kernel });
         }
         match world.kernel.commit(generation, &change.ops) {
-            Ok(kernel) => {
+            Ok(committed) => {
                 if change.touches_rules() {
                     let (_, back) = world.kernel.observe(Depth::Pins)?;
                     let rest = plan(back.as_ref(), meant, now)?;
@@ -156,7 +194,7 @@ fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &Ruleset, now: Times
                         continue;
                     }
                 }
-                return Ok(Done { committed: Committed { plan: change, kernel }, drift });
+                return Ok(Done { committed: Committed { plan: change, kernel: committed }, drift, kernel });
             }
             Err(KernelError::Interfered) => {}
             Err(error) => return Err(error.into()),
@@ -186,6 +224,7 @@ fn report(
     policy: &Policy,
     done: &Done,
     confirmation: &Confirmation,
+    revocation: Option<&Revocation>,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
     apply::warn_of(confirmation, output);
@@ -199,6 +238,7 @@ fn report(
             "change": apply::change_json(change),
             "drift": done.drift,
             "repaired": arguments.repair && !done.drift.is_empty(),
+            "revoked": revocation.map(Revocation::json),
             "unresolved": unresolved,
         }))?;
     } else {
@@ -212,6 +252,7 @@ fn report(
             output.say(&format!("{verb} of policy `{}`", policy.name))?;
             apply::describe(change, output)?;
         }
+        apply::describe_revocation(revocation, output)?;
     }
     if !done.drift.is_empty() && !arguments.repair {
         output.warn("somebody else changed the rules; `egressguard refresh --repair` puts them right");
