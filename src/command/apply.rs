@@ -15,7 +15,6 @@ use crate::policy::{Mode, Policy, Sources, Transport};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
-use crate::ruleset::program::GenerationId;
 use crate::state::{self, Current, LastRefresh, Record, Saved};
 use crate::world::{Depth, Host, Kernel, World};
 
@@ -165,7 +164,7 @@ fn load(
             loaded.ruleset = again.ruleset;
         }
     }
-    let revocation = match is_finished(&loaded, world) {
+    let revocation = match loaded.committed.plan.is_nothing() && revoke::was_done(loaded.generation, world) {
         true => None,
         false => revoke::end(&loaded.ruleset, world.flows, world.host.remote_session(), output),
     };
@@ -179,16 +178,6 @@ fn load(
     }
     let exit = report(arguments, policy, &loaded, &confirmation, revocation.as_ref(), output)?;
     revocation.unwrap_or_default().conclude(exit)
-}
-
-/// Whether an earlier run has loaded exactly this, and has revoked what it does not allow.
-fn is_finished(loaded: &Loaded, world: &World) -> bool {
-    let is_this = |last: LastRefresh| {
-        last.generation == loaded.generation
-            && GenerationId(last.kernel_generation) == loaded.committed.kernel
-            && last.namespace == world.host.namespace()
-    };
-    loaded.committed.plan.is_nothing() && state::last_refresh(world.files).is_some_and(is_this)
 }
 
 /// Under which number a ruleset is loaded.

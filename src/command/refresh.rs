@@ -60,7 +60,10 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     let generation = job.saved.record.generation;
     let meant = compile(&job.policy, &confirmation.pins, &facts, generation).loadable();
     let done = tell(arguments, &job, &meant, now, world)?;
-    let revocation = match may_have_narrowed(&done, &confirmation) {
+    // Rules that somebody else changed and that stay so are not ours to judge by.
+    let is_ours = done.drift.is_empty() || arguments.repair;
+    let is_due = may_have_narrowed(&done, &confirmation) || !revoke::was_done(generation, world);
+    let revocation = match is_ours && is_due {
         true => revoke::end(&meant, world.flows, world.host.remote_session(), output),
         false => None,
     };
@@ -85,18 +88,11 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     revocation.unwrap_or_default().conclude(exit)
 }
 
-/// Whether less may be allowed now than when flows were last judged: pins have ended, elements or rules were changed, or the kernel
-/// was not as the last run left it, which may have been an apply that was killed. Rules that somebody else changed and that stay
-/// so are not ours to judge by.
+/// Whether less may be allowed now than before: pins have ended, or elements or rules were changed.
 fn may_have_narrowed(done: &Done, confirmation: &Confirmation) -> bool {
     let change = &done.committed.plan;
     let ended = |what: &What| matches!(what, What::Gone | What::Refused(_) | What::OverCap);
-    let narrowed = change.touches_rules() || !change.removed.is_empty() || confirmation.changes.iter().any(|change| ended(&change.what));
-    match done.kernel {
-        Kernel::AsLeft => narrowed,
-        Kernel::Other => true,
-        Kernel::Drifted => false,
-    }
+    change.touches_rules() || !change.removed.is_empty() || confirmation.changes.iter().any(|change| ended(&change.what))
 }
 
 /// The generation to refresh. When a run was killed between the kernel and the state, what the kernel holds counts.
@@ -145,18 +141,6 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
 struct Done {
     committed: Committed,
     drift: Vec<String>,
-    kernel: Kernel,
-}
-
-/// How the kernel was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kernel {
-    /// As the last run left it.
-    AsLeft,
-    /// Otherwise, and it holds what is meant now.
-    Other,
-    /// Otherwise, and others' rules stay in it.
-    Drifted,
 }
 
 /// Tells the kernel the difference, without reading it where that is not needed.
@@ -175,18 +159,13 @@ fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &Ruleset, now: Times
             let drift = if drift.touches_rules() { drift.differences() } else { Vec::new() };
             (generation, there, drift)
         };
-        let kernel = match undisturbed {
-            true => Kernel::AsLeft,
-            false if drift.is_empty() || arguments.repair => Kernel::Other,
-            false => Kernel::Drifted,
-        };
         let change = plan(there.as_ref(), meant, now)?;
         let change = if drift.is_empty() || arguments.repair { change } else { elements_only(change, there.as_ref(), meant) };
         if change.is_nothing() {
-            return Ok(Done { committed: Committed { plan: change, kernel: generation }, drift, kernel });
+            return Ok(Done { committed: Committed { plan: change, kernel: generation }, drift });
         }
         match world.kernel.commit(generation, &change.ops) {
-            Ok(committed) => {
+            Ok(kernel) => {
                 if change.touches_rules() {
                     let (_, back) = world.kernel.observe(Depth::Pins)?;
                     let rest = plan(back.as_ref(), meant, now)?;
@@ -194,7 +173,7 @@ fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &Ruleset, now: Times
                         continue;
                     }
                 }
-                return Ok(Done { committed: Committed { plan: change, kernel: committed }, drift, kernel });
+                return Ok(Done { committed: Committed { plan: change, kernel }, drift });
             }
             Err(KernelError::Interfered) => {}
             Err(error) => return Err(error.into()),

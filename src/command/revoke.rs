@@ -3,7 +3,6 @@
 //! One look after the commit is enough: what was opened since was judged by the new rules already. What is deleted and takes itself
 //! up again (`nf_conntrack_tcp_loose`) is judged as new.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
@@ -14,7 +13,8 @@ use crate::judge::packet::STRANGER;
 use crate::judge::revoke::{asks, revoke};
 use crate::policy::Mode;
 use crate::ruleset::Ruleset;
-use crate::world::{Ended, Flows, FlowsError};
+use crate::state::{self, LastRefresh};
+use crate::world::{Ended, Flows, FlowsError, World};
 
 /// What was ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,9 +30,13 @@ pub struct Revocation {
 impl Revocation {
     /// The line for people; nothing when nothing was ended.
     pub fn words(&self) -> Option<String> {
-        let counted = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
         let anything = self.flows + self.sockets > 0;
         anything.then(|| format!("revoked {} ({} closed)", counted(self.flows, "flow"), counted(self.sockets, "socket")))
+    }
+
+    /// The first reason is the one that is told.
+    fn falls_short(&mut self, why: String) {
+        self.shortfall.get_or_insert(why);
     }
 
     /// The same as JSON.
@@ -46,7 +50,7 @@ impl Revocation {
             None => Ok(exit),
             Some(why) => Err(Failure::refused(
                 format!("the rules are loaded, but flows from before may go on: {why}"),
-                "mend it, for example with `modprobe nf_conntrack_netlink`, and run this again: it revokes then",
+                "mend that (a module that is missing: `modprobe`) and run this again: it revokes then",
             )),
         }
     }
@@ -55,13 +59,20 @@ impl Revocation {
 /// The peer and the local port of the session that a command runs in.
 pub type Session = Option<(IpAddr, u16)>;
 
+/// Whether a run that loaded this generation, in this boot and namespace, has come to the end of its revocation. The note of it is the
+/// one that saves the next refresh its look at the kernel: it is written when a run is done, and by `restore` for no namespace.
+pub fn was_done(generation: u64, world: &World) -> bool {
+    let is_this = |last: LastRefresh| last.generation == generation && last.namespace == world.host.namespace();
+    state::last_refresh(world.files).is_some_and(is_this)
+}
+
 /// Ends what these rules, which the kernel holds now, do not allow. Rules that only observe end nothing and look at nothing.
 pub fn end(ruleset: &Ruleset, flows: &mut dyn Flows, session: Session, output: &mut Output) -> Option<Revocation> {
     if ruleset.identity.mode == Mode::Observe {
         return None;
     }
     let mut revocation = Revocation::default();
-    let underway = match look(ruleset, flows, &mut revocation, output) {
+    let underway = match look(ruleset, flows, &mut revocation) {
         Ok(underway) => underway,
         Err(error) => {
             revocation.shortfall = Some(error.to_string());
@@ -72,7 +83,7 @@ pub fn end(ruleset: &Ruleset, flows: &mut dyn Flows, session: Session, output: &
     let (own_flows, other_flows): (Vec<_>, Vec<_>) = revoked.flows.into_iter().partition(|flow| carries(flow, session));
     let (own_sockets, other_sockets): (Vec<_>, Vec<_>) = revoked.sockets.into_iter().partition(|socket| serves(socket, session));
     say_unknown_groups(ruleset, &other_sockets, output);
-    let mut ending = Ending { flows, revocation: &mut revocation, sockets_refused: BTreeMap::new() };
+    let mut ending = Ending { flows, revocation: &mut revocation, unclosable: 0 };
     // ORDER: sockets before their entries. The reset by which a closed socket takes leave of its peer passes while the flow is
     // tracked; afterwards it would be refused, the peer would wait in vain, and the ledger would count a violation.
     ending.sockets(&other_sockets);
@@ -83,22 +94,22 @@ pub fn end(ruleset: &Ruleset, flows: &mut dyn Flows, session: Session, output: &
         ending.sockets(&own_sockets);
         ending.flows(&own_flows);
     }
-    let refused = std::mem::take(&mut ending.sockets_refused);
-    if !refused.is_empty() {
-        output.warn(&format!("{} could not be closed: the next packet of each is refused", listed("socket", &refused)));
+    if ending.unclosable > 0 {
+        let sockets = counted(ending.unclosable, "socket");
+        output.warn(&format!("this kernel cannot close sockets (CONFIG_INET_DIAG_DESTROY): {sockets} will learn it by the next packet"));
     }
     Some(revocation)
 }
 
 /// What is under way. Without sockets nobody owns a flow; without tracked flows sockets speak for themselves.
-fn look(ruleset: &Ruleset, flows: &mut dyn Flows, revocation: &mut Revocation, output: &mut Output) -> Result<Underway, FlowsError> {
+fn look(ruleset: &Ruleset, flows: &mut dyn Flows, revocation: &mut Revocation) -> Result<Underway, FlowsError> {
     let addresses = flows.addresses()?;
     let tracked = flows.tracked().unwrap_or_else(|error| {
-        revocation.shortfall = Some(error.to_string());
+        revocation.falls_short(error.to_string());
         Vec::new()
     });
     let sockets = flows.sockets(&asks(ruleset)).unwrap_or_else(|error| {
-        output.warn(&format!("{error}: no socket is closed, and flows that only some users may have are revoked for all"));
+        revocation.falls_short(error.to_string());
         Vec::new()
     });
     Ok(Underway { flows: tracked, sockets, addresses })
@@ -110,7 +121,7 @@ fn say_unknown_groups(ruleset: &Ruleset, sockets: &[&LocalSocket], output: &mut 
     if unknown > 0 && asks(ruleset).contains(&OwnerDetail::Group) {
         output.warn(&format!(
             "the group of {} could not be found out, so what only a group may have was revoked; programs may connect again",
-            listed("socket", &BTreeMap::from([(String::new(), unknown)]))
+            counted(unknown, "socket")
         ));
     }
 }
@@ -130,7 +141,8 @@ fn serves(socket: &LocalSocket, session: Session) -> bool {
 struct Ending<'a> {
     flows: &'a mut dyn Flows,
     revocation: &'a mut Revocation,
-    sockets_refused: BTreeMap<String, usize>,
+    /// Sockets that this kernel cannot close.
+    unclosable: usize,
 }
 
 impl Ending<'_> {
@@ -145,14 +157,14 @@ impl Ending<'_> {
         if sockets.is_empty() {
             return 0;
         }
-        let Ended { ended, refused } = match self.flows.destroy(sockets) {
-            Ok(ended) => ended,
-            Err(error) => Ended { ended: 0, refused: BTreeMap::from([(error.to_string(), sockets.len())]) },
-        };
-        for (errno, number) in refused {
-            *self.sockets_refused.entry(errno).or_default() += number;
+        match self.flows.destroy(sockets) {
+            Ok(mut ended) => {
+                // Their flows are deleted, and the rules refuse what comes next: nothing passes.
+                self.unclosable += ended.refused.remove("EOPNOTSUPP").unwrap_or(0);
+                self.count(ended, "socket", "closed")
+            }
+            Err(error) => self.nothing(&error),
         }
-        ended
     }
 
     /// An entry that outlives its connection is deleted all the same, for packets pass by it; it is no flow that people count.
@@ -167,24 +179,25 @@ impl Ending<'_> {
             return 0;
         }
         match self.flows.delete(flows) {
-            Ok(Ended { ended, refused }) => {
-                if !refused.is_empty() {
-                    self.revocation.shortfall = Some(format!("{} could not be deleted", listed("tracked flow", &refused)));
-                }
-                ended
-            }
-            Err(error) => {
-                self.revocation.shortfall = Some(error.to_string());
-                0
-            }
+            Ok(ended) => self.count(ended, "tracked flow", "deleted"),
+            Err(error) => self.nothing(&error),
         }
+    }
+
+    fn count(&mut self, Ended { ended, refused }: Ended, what: &str, done: &str) -> usize {
+        if !refused.is_empty() {
+            let errnos = refused.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            self.revocation.falls_short(format!("{} could not be {done} ({errnos})", counted(refused.values().sum(), what)));
+        }
+        ended
+    }
+
+    fn nothing(&mut self, error: &FlowsError) -> usize {
+        self.revocation.falls_short(error.to_string());
+        0
     }
 }
 
-/// How many, and why.
-fn listed(what: &str, refused: &BTreeMap<String, usize>) -> String {
-    let number: usize = refused.values().sum();
-    let reasons: Vec<&str> = refused.keys().map(String::as_str).filter(|reason| !reason.is_empty()).collect();
-    let why = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
-    format!("{number} {what}{}{why}", if number == 1 { "" } else { "s" })
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
