@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import large
+import revoke
 import small
 from report import Report
 from stage import Stage, Trouble, interfering, machine
 
-PARTS = ["apply", "refresh", "delta", "large", "binary"]
+PARTS = ["apply", "refresh", "revoke", "delta", "large", "binary"]
 
 
 def parts(text):
@@ -46,6 +47,8 @@ def main():
             peak = small.apply(stage, report, chosen.rounds)
         if "refresh" in chosen.only:
             small.refresh(stage, report, chosen.rounds)
+        if "revoke" in chosen.only:
+            revoke.revoke(stage, report, chosen.rounds)
         if "delta" in chosen.only:
             large.delta(stage, report, chosen.delta, chosen.rounds)
         if "large" in chosen.only:
