@@ -52,9 +52,10 @@ impl Flows for KernelFlows {
     fn tracked(&mut self) -> Result<Vec<Flow>, FlowsError> {
         let mut flows = Vec::new();
         let socket = opened(&mut self.netfilter, mnl::Bus::Netfilter, FLOWS)?;
-        let take = |flow: Option<Flow>| flows.extend(flow);
-        let mut take = take;
-        let asked = socket.ask_anybody(NLM_F_DUMP, conntrack::list, |message| conntrack::flow(message).map(&mut take));
+        let asked = socket.ask_anybody(NLM_F_DUMP, conntrack::list, |message| {
+            flows.extend(conntrack::flow(message)?);
+            Some(())
+        });
         asked.map_err(|failure| error(failure, FLOWS))?;
         Ok(flows)
     }
@@ -74,8 +75,8 @@ impl Flows for KernelFlows {
         }
         if details.contains(&OwnerDetail::Group) {
             let groups = owner::groups(&listed.iter().map(|listed| listed.inode).collect());
-            for (listed, owner) in owners(&mut listed) {
-                owner.group = groups.get(&listed).copied().unwrap_or(owner.group);
+            for (inode, owner) in owners(&mut listed) {
+                owner.group = groups.get(&inode).copied().unwrap_or(owner.group);
             }
         }
         if details.contains(&OwnerDetail::ControlGroups) {
