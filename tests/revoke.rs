@@ -370,7 +370,7 @@ fn rules_that_only_observe_revoke_nothing_and_look_at_nothing() {
 fn ended(rules: &Ruleset, flows: &mut SimulatedFlows, session: Session) -> (Option<Revocation>, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let mut output = Output { out: &mut out, err: &mut err, style: Style::Plain, verbosity: Verbosity::Normal };
-    let revocation = end(rules, flows, session, &mut output);
+    let revocation = end(rules, flows, || session, &mut output);
     (revocation, String::from_utf8(err).unwrap())
 }
 

@@ -166,7 +166,7 @@ fn load(
     }
     let revocation = match loaded.committed.plan.is_nothing() && revoke::was_done(loaded.generation, world) {
         true => None,
-        false => revoke::end(&loaded.ruleset, world.flows, world.host.remote_session(), output),
+        false => revoke::end(&loaded.ruleset, world.flows, || world.host.remote_session(), output),
     };
     // ORDER: after the revocation, which is thereby known to have been done. Where it was not, or this run ends before, the next one
     // finds nothing remembered and revokes.

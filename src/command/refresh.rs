@@ -64,7 +64,7 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     let is_ours = done.drift.is_empty() || arguments.repair;
     let is_due = may_have_narrowed(&done, &confirmation) || !revoke::was_done(generation, world);
     let revocation = match is_ours && is_due {
-        true => revoke::end(&meant, world.flows, world.host.remote_session(), output),
+        true => revoke::end(&meant, world.flows, || world.host.remote_session(), output),
         false => None,
     };
     let is_revoked = revocation.as_ref().is_none_or(|revocation| revocation.shortfall.is_none());

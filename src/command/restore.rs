@@ -37,7 +37,7 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
     let committed = enforce::commit(world.kernel, &mut meant, world.host, &mut |_| Ok(()))?;
     let revocation = match committed.plan.is_nothing() {
         true => None,
-        false => revoke::end(&meant, world.flows, world.host.remote_session(), output),
+        false => revoke::end(&meant, world.flows, || world.host.remote_session(), output),
     };
     if let Some(why) = revocation.as_ref().and_then(|revocation| revocation.shortfall.as_ref()) {
         // No failure: a boot waits for the rules, and before the network is up nothing is under way. The first refresh revokes.

@@ -66,8 +66,9 @@ pub fn was_done(generation: u64, world: &World) -> bool {
     state::last_refresh(world.files).is_some_and(is_this)
 }
 
-/// Ends what these rules, which the kernel holds now, do not allow. Rules that only observe end nothing and look at nothing.
-pub fn end(ruleset: &Ruleset, flows: &mut dyn Flows, session: Session, output: &mut Output) -> Option<Revocation> {
+/// Ends what these rules, which the kernel holds now, do not allow. Rules that only observe end nothing and look at nothing. `session` is
+/// asked, which takes a walk through the ancestors of this process, when something is to end.
+pub fn end(ruleset: &Ruleset, flows: &mut dyn Flows, session: impl FnOnce() -> Session, output: &mut Output) -> Option<Revocation> {
     if ruleset.identity.mode == Mode::Observe {
         return None;
     }
@@ -80,6 +81,10 @@ pub fn end(ruleset: &Ruleset, flows: &mut dyn Flows, session: Session, output: &
         }
     };
     let revoked = revoke(ruleset, &underway);
+    if revoked.is_nothing() {
+        return Some(revocation);
+    }
+    let session = session();
     let (own_flows, other_flows): (Vec<_>, Vec<_>) = revoked.flows.into_iter().partition(|flow| carries(flow, session));
     let (own_sockets, other_sockets): (Vec<_>, Vec<_>) = revoked.sockets.into_iter().partition(|socket| serves(socket, session));
     say_unknown_groups(ruleset, &other_sockets, output);
