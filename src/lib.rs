@@ -23,6 +23,7 @@
 //! | pins | 1 | |
 //! | ruleset | 2 | |
 //! | judge | 3 | |
+//! | export | 3 | |
 //! | world | 4 | |
 //! | state | 5 | |
 //! | simulated | 5 | |
@@ -35,6 +36,7 @@
 pub mod base;
 pub mod command;
 pub mod demo;
+pub mod export;
 pub mod judge;
 pub mod pins;
 pub mod policy;
