@@ -165,6 +165,8 @@ pub struct RenderArguments {
 pub enum RenderFormat {
     /// A script for `nft -f`.
     Nft,
+    /// A shell script for ipset, iptables and ip6tables.
+    Iptables,
     /// A JSON object.
     Json,
 }

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod arguments;
 pub mod enforce;
+pub mod handover;
 pub mod offline;
 pub mod refresh;
 pub mod remove;
