@@ -93,7 +93,7 @@ fn write_loading(out: &mut String, firewall: &Firewall) {
 # All that one family's programs are told: our chains, our jumps in the first place and nowhere else, and an end to our
 # chains of an earlier policy.
 rules() {{
-    there=$(\"$1\" -w -S)
+    there=$(\"$1\" -w 10 -S)
     echo '*filter'
     \"$2\"
     printf '%s\\n' \"$there\" | sed -n{}
@@ -110,8 +110,8 @@ $chain
 v6=$(rules ip6tables v6)
 v4=$(rules iptables v4)
 for try in --test ''; do
-    printf '%s\\n' \"$v6\" | ip6tables-restore -w --noflush $try
-    printf '%s\\n' \"$v4\" | iptables-restore -w --noflush $try
+    printf '%s\\n' \"$v6\" | ip6tables-restore -w 10 --noflush $try
+    printf '%s\\n' \"$v4\" | iptables-restore -w 10 --noflush $try
 done
 
 ",

@@ -12,8 +12,8 @@ use crate::ruleset::set::{DYNAMIC_SIZE, Set};
 
 /// The longest time that ipset keeps an element, in seconds (`IPSET_MAX_TIMEOUT`): what lives longer is kept for ever.
 pub const LIFE_MAX: u64 = i32::MAX as u64 / 1000;
-/// How many elements a set has room for at least; ipset's own default.
-const ROOM: usize = 65_536;
+/// How many elements a set has room for at least. Room costs nothing until it is used, and a set that grows stays the same set.
+const ROOM: usize = 1 << 20;
 
 /// A set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,8 +201,8 @@ mod tests {
         let member = Member { last: None, expires: Some(Timestamp(1_000_060)), comment: "api.example.com".to_string() };
         let set = IpSet::of(&pins("192.0.2.1", member), "EGRESSGUARD-x".to_string(), Family::V4).unwrap();
         let expected = "\
-create EGRESSGUARD-x hash:ip family inet maxelem 65536 timeout 0 counters comment -exist
-create EGRESSGUARD-loading hash:ip family inet maxelem 65536 timeout 0 counters comment
+create EGRESSGUARD-x hash:ip family inet maxelem 1048576 timeout 0 counters comment -exist
+create EGRESSGUARD-loading hash:ip family inet maxelem 1048576 timeout 0 counters comment
 add EGRESSGUARD-loading 192.0.2.1 timeout 60 packets 3 bytes 180 comment \"api.example.com\"
 swap EGRESSGUARD-loading EGRESSGUARD-x
 destroy EGRESSGUARD-loading
