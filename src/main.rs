@@ -13,6 +13,7 @@ use egressguard::ruleset::program::{GenerationId, Op, TableDump};
 use egressguard::system::files::{NamedDocuments, StateDirectory};
 use egressguard::system::host::LocalHost;
 use egressguard::system::netlink::NfTables;
+use egressguard::system::programs::InstalledPrograms;
 use egressguard::system::resolver::DnsResolver;
 use egressguard::world::{Depth, Kernel, KernelError, World};
 use nix::sched::{CloneFlags, setns};
@@ -55,7 +56,9 @@ fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -
     let mut resolver = DnsResolver::new();
     let mut files = StateDirectory::new(arguments.state_dir.clone());
     let mut documents = NamedDocuments;
-    let mut world = World { kernel, resolver: &mut resolver, host: &host, files: &mut files, documents: &mut documents };
+    let mut programs = InstalledPrograms;
+    let mut world =
+        World { kernel, resolver: &mut resolver, host: &host, files: &mut files, documents: &mut documents, programs: &mut programs };
     command::run(&arguments.command, &mut world, output)
 }
 

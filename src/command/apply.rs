@@ -7,14 +7,14 @@ use crate::base::time::Timestamp;
 use crate::command::arguments::ApplyArguments;
 use crate::command::enforce::{self, Committed};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, test};
+use crate::command::{Exit, Failure, Output, handover, remove, test};
 use crate::judge::plan::{Plan, plan};
 use crate::pins::{Answer, Confirmation, NamePins, Pins, What};
 use crate::policy::{Mode, Policy, Sources, Transport};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
-use crate::state::{self, Current, LastRefresh, Record, Saved};
+use crate::state::{self, Backend, Current, LastRefresh, Record, Saved};
 use crate::world::{Depth, Host, Kernel, World};
 
 /// Runs `apply`.
@@ -30,8 +30,12 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     if !arguments.dry_run {
         world.files.lock("apply")?;
     }
+    let (backend, before) = (handover::apply::backend(arguments.backend, world.files), state::backend(world.files));
     // A kernel that cannot be used is said before DNS is waited for.
-    world.kernel.generation()?;
+    match backend {
+        Backend::Nftables => drop(world.kernel.generation()?),
+        Backend::Iptables => drop(handover::observe(world.programs)?),
+    }
     let names = enforce::names(&source.policy).len();
     output.detail(&format!("policy `{}` is valid: {names} names, {} DNS servers", source.policy.name, facts.servers.len()));
     let confirmation = addresses(arguments, &source, &facts, world, output)?;
@@ -44,10 +48,16 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
             help: Some("nothing was changed; mend the rule or the test, or use `--skip-tests`".to_string()),
         });
     }
-    if arguments.dry_run {
-        return dry_run(arguments, &source, &facts, &confirmation.pins, world, output);
+    let applied = match backend {
+        Backend::Iptables => handover::apply::apply(arguments, &source, &facts, confirmation, world, output),
+        Backend::Nftables if arguments.dry_run => return dry_run(arguments, &source, &facts, &confirmation.pins, world, output),
+        Backend::Nftables => load(arguments, &source, &facts, confirmation, world, output),
+    }?;
+    if backend != before && !arguments.dry_run {
+        // ORDER: the rules of the other packet filter go when the new ones are held: for a moment a packet has to pass both.
+        remove::take_away(before, world)?;
     }
-    load(arguments, &source, &facts, confirmation, world, output)
+    Ok(applied)
 }
 
 /// The pins to load: of a file, or confirmed by DNS.

@@ -9,7 +9,7 @@ use crate::base::time::Timestamp;
 use crate::command::arguments::RefreshArguments;
 use crate::command::enforce::{self, Committed};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, Style, Verbosity, apply};
+use crate::command::{Exit, Failure, Output, Style, Verbosity, apply, handover};
 use crate::judge::plan::{Plan, imagine, plan};
 use crate::pins::{Confirmation, Pins};
 use crate::policy::Policy;
@@ -17,7 +17,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
-use crate::state::{self, Current, LastRefresh, Saved, StateError};
+use crate::state::{self, Backend, Current, LastRefresh, Saved, StateError};
 use crate::world::{Depth, KernelError, World};
 
 /// How often a commit is planned again when somebody else changes the packet filter meanwhile.
@@ -38,6 +38,9 @@ struct Refresh {
 /// Runs `refresh`.
 pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     world.files.lock("refresh")?;
+    if state::backend(world.files) == Backend::Iptables {
+        return handover::refresh::refresh(arguments, world, output);
+    }
     let mut job = find(world, output)?;
     // What the host does not tell now is as it was: a user database that is away must not keep the pins from being confirmed.
     let (facts, missing) = source::facts(&job.policy, world.host).unwrap_or_else(|failure| {

@@ -1,11 +1,11 @@
 //! `restore`: the last applied policy again, without DNS, early in the boot. What cannot be restored is locked down.
 
-use crate::command::{Exit, Failure, Output, Style, Verbosity, enforce, source};
+use crate::command::{Exit, Failure, Output, Style, Verbosity, enforce, handover, source};
 use crate::pins::Pins;
 use crate::policy::Policy;
 use crate::ruleset::compile::{Facts, compile};
-use crate::state::{self, Current, LastRefresh, StateError};
-use crate::world::World;
+use crate::state::{self, Backend, Current, LastRefresh, StateError};
+use crate::world::{KernelError, World};
 
 /// What is loaded.
 struct Restored {
@@ -33,25 +33,40 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
         Err(error) => lockdown(Some(error.to_string()), output)?,
     };
     let now = world.host.now();
-    let mut meant = compile(&restored.policy, &restored.pins, &restored.facts, restored.generation).loadable();
-    let committed = enforce::commit(world.kernel, &mut meant, world.host, &mut |_| Ok(()))?;
+    let Restored { policy, pins, facts, generation, .. } = &restored;
+    let (changed, kernel_generation) = match backend(world) {
+        Backend::Iptables => (handover::apply::restore(policy, pins, facts, *generation, world, output)?, 0),
+        Backend::Nftables => {
+            let mut meant = compile(policy, pins, facts, *generation).loadable();
+            let committed = enforce::commit(world.kernel, &mut meant, world.host, &mut |_| Ok(()))?;
+            (!committed.plan.is_nothing(), committed.kernel.0)
+        }
+    };
     let last = LastRefresh {
         at: now.0,
         generation: restored.generation,
-        kernel_generation: committed.kernel.0,
+        kernel_generation,
         // Facts and clocks may be others than the saved ones: the first refresh looks for itself.
         namespace: String::new(),
         problems: Default::default(),
     };
     // Only saves the first refresh some work.
     let _ = state::save_refresh(world.files, &last);
-    let verb = if committed.plan.is_nothing() { "unchanged" } else { "restored" };
+    let verb = if changed { "restored" } else { "unchanged" };
     output.say(&format!("{verb}: policy `{}` (generation {})", restored.policy.name, restored.generation))?;
     match restored.complaint {
         None => Ok(Exit::Done),
         Some(complaint) => {
             Err(Failure::refused(complaint, "the host is closed, not open; run `egressguard apply POLICY` to open it again"))
         }
+    }
+}
+
+/// Which packet filter is to hold it. Where there is no nf_tables, iptables is better than nothing, whatever the state says.
+fn backend(world: &mut World) -> Backend {
+    match world.kernel.generation() {
+        Err(KernelError::NoNfTables(_)) => Backend::Iptables,
+        _ => state::backend(world.files),
     }
 }
 

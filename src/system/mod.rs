@@ -3,5 +3,6 @@
 pub mod files;
 pub mod host;
 pub mod netlink;
+pub mod programs;
 pub mod resolv_conf;
 pub mod resolver;
