@@ -4,6 +4,7 @@
 //!  policy.yaml --parse--> Policy --+
 //!  pins file ---load----> Pins ----+--compile--> Ruleset --+--text-----> nft script (people, CI, oracle)
 //!  Facts (uids, cgroups, servers) -+                       +--lower----> Program --encode--> netlink batch --> kernel
+//!                                                          +--export---> iptables, ip6tables, ipset
 //!  kernel --dump--> decode --> Program --lift--> Ruleset  (what is really there)
 //!  Ruleset, Packet   --judge--> Trace (verdict, rule, why)
 //!  Observed, Ruleset --plan--> Plan (nothing, sets, rules)

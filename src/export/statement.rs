@@ -9,8 +9,8 @@ use crate::export::words::{KeyPart, Match, Way, key_part};
 use crate::ruleset::rule::{Action, Carries, Rate, RateUnit, Rule, Side, Statement};
 use crate::ruleset::text;
 
-/// The most packets at once that `hashlimit` and `limit` take (`XT_HASHLIMIT_BURST_MAX_v1`).
-const BURST_MAX: u32 = 10_000;
+/// The most packets at once that `limit` takes, and `hashlimit` (`XT_HASHLIMIT_BURST_MAX`, Linux 4.9 and newer).
+const BURST_MAX: [u32; 2] = [10_000, 1_000_000];
 /// The most packets a second that `limit` tells from more of them (`XT_LIMIT_SCALE`).
 const RATE_MAX: u64 = 10_000;
 /// The longest text that NFLOG puts before a record, in octets, without its NUL.
@@ -134,13 +134,17 @@ impl<'a> Exporter<'a> {
             RateUnit::Day => Some("day"),
             RateUnit::Week => None,
         };
+        let most = match side {
+            Side::Below => BURST_MAX[0],
+            Side::Over => BURST_MAX[1],
+        };
         let too_fast = rate.packets > RATE_MAX * rate.unit.seconds();
-        let Some(unit) = unit.filter(|_| rate.burst <= BURST_MAX && !too_fast && rate.packets > 0) else {
+        let Some(unit) = unit.filter(|_| rate.burst <= most && !too_fast && rate.packets > 0) else {
             let words = format!("{} packets in a {}, {} at once", rate.packets, rate.unit.keyword(), rate.burst);
             self.cannot(
                 &rule.id,
                 format!("a limit of {words} cannot be said in iptables"),
-                "iptables counts up to 10000 packets at once, by the second, minute, hour or day",
+                "iptables counts up to a million packets, by the second, minute, hour or day",
             );
             return None;
         };

@@ -108,7 +108,11 @@ fn load(
             return Err(go_back(before, &error.to_string(), programs));
         }
     }
-    let there = observe(programs)?;
+    let there = match observe(programs) {
+        Ok(there) => there,
+        // What cannot be read back is not known to be right.
+        Err(error) => return Err(go_back(before, &error.to_string(), programs)),
+    };
     let rest = plan(&there, meant, now);
     // A load that took long has moved the ends of elements by as much, and nothing else.
     let late = host.now().since(now).seconds() > 2 && rest.times_only;

@@ -36,8 +36,8 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     let drift = match export(&compile(&policy, &earlier, &told, generation).loadable(), &told) {
         Ok(meant) => {
             let found = plan(&before, &meant, now);
-            // Elements that ended by themselves are no drift.
-            if found.touches_rules() || !found.stale.is_empty() { found.differences } else { Vec::new() }
+            // Elements that ended by themselves are no drift, and no set is into which no rule looks: it is cleared away.
+            if found.touches_rules() { found.differences } else { Vec::new() }
         }
         Err(_) => Vec::new(),
     };
