@@ -281,7 +281,7 @@ fn nothing(field: Field) -> &'static str {
 
 /// The first source that an element's comment names: what the policy wrote, and the id of the rule that wrote it. See
 /// [`crate::ruleset::set::comment`].
-fn source(comment: &str) -> Option<(&str, &str)> {
+pub fn source(comment: &str) -> Option<(&str, &str)> {
     let first = comment.split(", ").next().filter(|first| !first.is_empty() && !first.ends_with("..."))?;
     Some(first.strip_suffix(']').and_then(|first| first.split_once(" [")).unwrap_or((first, first)))
 }
