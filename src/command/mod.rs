@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod arguments;
+pub mod diff;
 pub mod enforce;
 pub mod offline;
 pub mod refresh;
@@ -215,6 +216,7 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
         Command::Completions { shell } => offline::completions(*shell, output),
         Command::Man { output_dir } => offline::man(output_dir.as_deref(), world, output),
         Command::Render(arguments) => offline::render(arguments, world, output),
+        Command::Diff(arguments) => diff::diff(arguments, world, output),
         Command::Resolve(arguments) => offline::resolve(arguments, world, output),
         Command::Apply(arguments) => apply::apply(arguments, world, output),
         Command::Refresh(arguments) => refresh::refresh(arguments, world, output),
