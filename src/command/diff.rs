@@ -175,7 +175,9 @@ fn of_kernel(new: &str, world: &mut World, output: &mut Output) -> Result<Report
         }
         None => names_in(&found),
     };
-    let symbols = Symbols::new(&policies, &names, &facts, Some(&as_found(&found))).map_err(|trouble| refused(&trouble))?;
+    let mut symbols = Symbols::new(&policies, &names, &facts, Some(&as_found(&found))).map_err(|trouble| refused(&trouble))?;
+    // The kernel has no rule for servers of a family in which there are none.
+    symbols.system.retain(|symbol| system.iter().any(|server| server.is_ipv4() == symbol.is_ipv4()));
     let remembered = applied.as_ref().map(|(policy, pins, _)| Applied { policy, pins });
     let rules = lifted(&found, remembered, &system, &symbols);
     let side = Side { title: "the kernel".to_string(), rules, policy: applied.as_ref().map(|(policy, _, _)| policy) };
