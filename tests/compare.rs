@@ -157,7 +157,8 @@ impl Edges {
         Edges {
             addresses: addresses.into_iter().map(|(family, all)| (family, all.into_iter().collect())).collect(),
             ports: ports.into_iter().flat_map(beside_port).collect(),
-            users: users.into_iter().flat_map(|user| [user, user.wrapping_add(1)]).collect(),
+            // The highest number is that of no user.
+            users: users.into_iter().flat_map(|user| [user, user.wrapping_add(1)]).filter(|user| *user != u32::MAX).collect(),
             groups: groups.into_iter().flat_map(|group| [group, group.wrapping_add(1)]).collect(),
             units: symbols.units.iter().map(|unit| (unit.name.clone(), unit.level, unit.id)).collect(),
         }

@@ -5,12 +5,13 @@ import datetime
 import sys
 from pathlib import Path
 
+import diff
 import large
 import small
 from report import Report
 from stage import Stage, Trouble, interfering, machine
 
-PARTS = ["apply", "refresh", "delta", "large", "binary"]
+PARTS = ["apply", "refresh", "delta", "large", "diff", "binary"]
 
 
 def parts(text):
@@ -50,6 +51,8 @@ def main():
             large.delta(stage, report, chosen.delta, chosen.rounds)
         if "large" in chosen.only:
             large.large(stage, report)
+        if "diff" in chosen.only:
+            diff.diff(stage, report)
         if "binary" in chosen.only:
             small.binary(stage, report, chosen, peak)
     finally:

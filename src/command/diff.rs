@@ -14,12 +14,11 @@ use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, Verbosity, enforce};
 use crate::judge::Verdict;
 use crate::judge::compare::{
-    Applied, Change, Decision, Effect, Fit, Kind, Setting, Space, Symbols, Trouble, as_found, compare, lifted, names_in, phrases, settings,
-    space,
+    Applied, Change, Decision, Effect, Fit, Kind, Setting, Symbols, Trouble, as_found, compare, lifted, names_in, phrases, settings,
 };
 use crate::judge::plan::NotOurs;
 use crate::pins::Pins;
-use crate::policy::{self, DnsServer, Line, Policy, Scope, Target};
+use crate::policy::{self, DnsServer, Line, Outbound, Policy, RESERVED_IDS, Scope, Target};
 use crate::ruleset::compile::{Facts, protocol};
 use crate::ruleset::lift::{Found, lift};
 use crate::ruleset::program::{TableDef, TableDump};
@@ -39,6 +38,8 @@ pub struct Report {
     changes: Vec<Told>,
     /// What differs besides.
     settings: Vec<Setting>,
+    /// What the numbers in the changes stand for.
+    symbols: Symbols,
 }
 
 /// A change with what the policies say about it.
@@ -49,12 +50,6 @@ pub struct Told {
     after: Place,
     /// The line of the new policy that is to be looked at.
     look_at: Option<Line>,
-    /// The bounds of all packets together.
-    space: Space,
-    /// The bounds of each part, where there are more than one.
-    parts: Vec<Space>,
-    /// Which packets, in sentences.
-    sentences: Vec<String>,
 }
 
 /// Who decides: a rule, and the line that it comes from.
@@ -78,6 +73,13 @@ impl Report {
         self.count(Kind::Narrows) + self.settings.iter().filter(|setting| setting.effect == Effect::Narrows).count()
     }
 
+    /// At most so many sentences about which packets a change is about, and how many more there are.
+    fn packets(&self, told: &Told, most: usize) -> (Vec<String>, usize) {
+        let sentences = sentences(&told.change, &self.symbols);
+        let more = sentences.len().saturating_sub(most);
+        (sentences.into_iter().take(most).collect(), more)
+    }
+
     fn is_same(&self) -> bool {
         self.changes.is_empty() && self.settings.is_empty()
     }
@@ -95,17 +97,17 @@ pub fn diff(arguments: &DiffArguments, world: &mut World, output: &mut Output) -
         (new, None) => of_kernel(new.first().map_or(DEFAULT_POLICY, String::as_str), world, output)?,
         (_, Some(_)) => return Err(Failure::wrong("three policies are one too many", "name one or two")),
     };
-    match arguments.format {
-        _ if arguments.json => output.json(&object::write(&report))?,
-        DiffFormat::Json => output.json(&object::write(&report))?,
-        DiffFormat::Text => output.say(text::write(&report).trim_end())?,
-        DiffFormat::Markdown => output.say(markdown::write(&report).trim_end())?,
-        DiffFormat::Github => output.say(github::write(&report).trim_end())?,
-    }
     let no = match arguments.fail_on {
         FailOn::Any => !report.is_same(),
         FailOn::Widens => report.widens() > 0,
     };
+    match arguments.format {
+        _ if arguments.json => output.json(&object::write(report))?,
+        DiffFormat::Json => output.json(&object::write(report))?,
+        DiffFormat::Text => output.say(text::write(&report).trim_end())?,
+        DiffFormat::Markdown => output.say(markdown::write(&report).trim_end())?,
+        DiffFormat::Github => output.say(github::write(&report).trim_end())?,
+    }
     Ok(if no { Exit::No } else { Exit::Done })
 }
 
@@ -113,7 +115,7 @@ pub fn diff(arguments: &DiffArguments, world: &mut World, output: &mut Output) -
 pub fn report(old: &Policy, new: &Policy, known: &Facts) -> Result<Report, Failure> {
     let symbols = Symbols::new(&[old, new], &BTreeSet::new(), known, None).map_err(|trouble| refused(&trouble))?;
     let side = Side { title: old.file.clone(), rules: symbols.compile(old), policy: Some(old) };
-    told(&side, new, &symbols)
+    told(&side, new, symbols)
 }
 
 fn of_files(old: &str, new: &str, world: &mut World, output: &mut Output) -> Result<Report, Failure> {
@@ -181,7 +183,7 @@ fn of_kernel(new: &str, world: &mut World, output: &mut Output) -> Result<Report
     let remembered = applied.as_ref().map(|(policy, pins, _)| Applied { policy, pins });
     let rules = lifted(&found, remembered, &system, &symbols);
     let side = Side { title: "the kernel".to_string(), rules, policy: applied.as_ref().map(|(policy, _, _)| policy) };
-    told(&side, &after, &symbols)
+    told(&side, &after, symbols)
 }
 
 /// The policy, pins and facts of the rules in the kernel, where they are remembered.
@@ -240,16 +242,16 @@ struct Side<'a> {
     policy: Option<&'a Policy>,
 }
 
-fn told(old: &Side, new: &Policy, symbols: &Symbols) -> Result<Report, Failure> {
-    let changes = compare(&old.rules, &symbols.compile(new), symbols).map_err(|trouble| refused(&trouble))?;
+fn told(old: &Side, new: &Policy, symbols: Symbols) -> Result<Report, Failure> {
+    let changes = compare(&old.rules, &symbols.compile(new), &symbols).map_err(|trouble| refused(&trouble))?;
+    let (before, after) = (Lines::of(old.policy), Lines::of(Some(new)));
     let changes = changes.into_iter().map(|change| {
-        let before = place(old.policy, &change.before, &change.witness.spec);
-        let after = place(Some(new), &change.after, &change.witness.spec);
-        let target = destination_line(new, &after.rule, &change.witness.spec);
-        let look_at = target.or(after.line).or_else(|| new.rule_line(&before.rule));
-        let parts = change.parts.iter().filter(|_| change.fit != Fit::Exact).map(|part| space(part, symbols)).collect();
-        let (space, sentences) = (space(&change.hull, symbols), sentences(&change, symbols));
-        Told { change, before, after, look_at, space, parts, sentences }
+        let packet = &change.witness.spec;
+        let (was, is) = (before.place(&change.before, packet), after.place(&change.after, packet));
+        let target = after.of_destination(&is.rule, packet);
+        let look_at = target.or(is.line).or_else(|| after.of_rule(&was.rule));
+        let (before, after) = (was, is);
+        Told { change, before, after, look_at }
     });
     let mut changes: Vec<Told> = changes.collect();
     let line = |place: &Place| place.line.map_or(usize::MAX, |line| line.0);
@@ -258,7 +260,7 @@ fn told(old: &Side, new: &Policy, symbols: &Symbols) -> Result<Report, Failure> 
     });
     let settings = old.policy.map_or_else(Vec::new, |old| settings(old, new));
     let file = Some(new.file.clone()).filter(|file| file != "-" && !file.starts_with("builtin:"));
-    Ok(Report { old: old.title.clone(), new: new.file.clone(), file, changes, settings })
+    Ok(Report { old: old.title.clone(), new: new.file.clone(), file, changes, settings, symbols })
 }
 
 /// Which packets a change is about.
@@ -279,28 +281,48 @@ fn sentences(change: &Change, symbols: &Symbols) -> Vec<String> {
     }
 }
 
-/// The rule that decides. Where one rule of the ruleset serves several ways out and does not say which, the policy does.
-fn place(policy: Option<&Policy>, decision: &Decision, packet: &PacketSpec) -> Place {
-    let line = policy.and_then(|policy| policy.rule_line(&decision.rule));
-    let shared = line.is_none() && decision.verdict == Verdict::Allow && decision.rule.starts_with("outbound ");
-    let leading = policy.filter(|_| shared).and_then(|policy| {
-        policy.outbound.iter().find(|way| {
-            protocol(way.protocol) == packet.protocol
-                && packet.to_port.is_some_and(|port| way.ports.contains(port))
-                && way.to.iter().any(|to| is_to(&to.target, packet))
-        })
-    });
-    match leading {
-        Some(way) => Place { rule: way.id.to_string(), line: Some(way.line) },
-        None => Place { rule: decision.rule.clone(), line },
-    }
+/// Where the rules of a policy stand.
+struct Lines<'a> {
+    policy: Option<&'a Policy>,
+    ways: BTreeMap<&'a str, &'a Outbound>,
+    /// Of the rules that every policy has.
+    built_in: BTreeMap<&'static str, Line>,
 }
 
-/// The line of the destination that the packet goes to, which in a long list is not that of the rule.
-fn destination_line(policy: &Policy, rule: &str, packet: &PacketSpec) -> Option<Line> {
-    let ways = policy.outbound.iter().filter(|way| way.id.as_str() == rule).flat_map(|way| &way.to);
-    let times = policy.host.ntp.iter().filter(|_| rule == "ntp");
-    ways.chain(times).find(|to| is_to(&to.target, packet)).map(|to| to.line)
+impl<'a> Lines<'a> {
+    fn of(policy: Option<&'a Policy>) -> Lines<'a> {
+        let ways = policy.iter().flat_map(|policy| &policy.outbound).map(|way| (way.id.as_str(), way)).collect();
+        let line = |id: &'static str| policy.and_then(|policy| policy.rule_line(id)).map(|line| (id, line));
+        Lines { policy, ways, built_in: RESERVED_IDS.into_iter().filter_map(line).collect() }
+    }
+
+    fn of_rule(&self, id: &str) -> Option<Line> {
+        self.ways.get(id).map(|way| way.line).or_else(|| self.built_in.get(id).copied())
+    }
+
+    /// The line of the destination that the packet goes to, which in a long list is not that of the rule.
+    fn of_destination(&self, id: &str, packet: &PacketSpec) -> Option<Line> {
+        let way = self.ways.get(id).into_iter().flat_map(|way| &way.to);
+        let times = self.policy.into_iter().filter(|_| id == "ntp").flat_map(|policy| &policy.host.ntp);
+        way.chain(times).find(|to| is_to(&to.target, packet)).map(|to| to.line)
+    }
+
+    /// The rule that decides. Where one rule of the ruleset serves several ways out and does not say which, the policy does.
+    fn place(&self, decision: &Decision, packet: &PacketSpec) -> Place {
+        let line = self.of_rule(&decision.rule);
+        let shared = line.is_none() && decision.verdict == Verdict::Allow && decision.rule.starts_with("outbound ");
+        let leading = self.policy.filter(|_| shared).and_then(|policy| {
+            policy.outbound.iter().find(|way| {
+                protocol(way.protocol) == packet.protocol
+                    && packet.to_port.is_some_and(|port| way.ports.contains(port))
+                    && way.to.iter().any(|to| is_to(&to.target, packet))
+            })
+        });
+        match leading {
+            Some(way) => Place { rule: way.id.to_string(), line: Some(way.line) },
+            None => Place { rule: decision.rule.clone(), line },
+        }
+    }
 }
 
 fn is_to(target: &Target, packet: &PacketSpec) -> bool {
@@ -344,11 +366,6 @@ impl Told {
     /// Its directions.
     fn directions(&self) -> String {
         self.change.directions().into_iter().map(crate::judge::compare::direction).collect::<Vec<_>>().join(", ")
-    }
-
-    /// At most so many sentences about which packets it is about, and how many more there are.
-    fn packets(&self, most: usize) -> (Vec<String>, usize) {
-        (self.sentences.iter().take(most).cloned().collect(), self.sentences.len().saturating_sub(most))
     }
 }
 

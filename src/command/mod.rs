@@ -175,7 +175,8 @@ impl Output<'_> {
 
     /// A JSON object.
     pub fn json(&mut self, value: &serde_json::Value) -> io::Result<()> {
-        heard(writeln!(self.out, "{value:#}"))
+        // As one text: standard output writes line by line.
+        heard(self.out.write_all(format!("{value:#}\n").as_bytes()))
     }
 
     /// How a failure is told.

@@ -18,7 +18,7 @@ pub fn write(report: &Report) -> String {
     }
     for told in &report.changes {
         let change = &told.change;
-        let (sentences, more) = told.packets(MOST);
+        let (sentences, more) = report.packets(told, MOST);
         let more = if more > 0 { format!("\nand {more} more") } else { String::new() };
         let said = format!(
             "{} was {} by {}, is {} by {}\n{}: {}{more}",

@@ -30,7 +30,7 @@ pub fn write(report: &Report) -> String {
         out.push_str("\n| | for example | before | now | which packets |\n|---|---|---|---|---|\n");
     }
     for told in &report.changes {
-        let (sentences, more) = told.packets(MOST);
+        let (sentences, more) = report.packets(told, MOST);
         let mut packets: Vec<String> = sentences.iter().map(|sentence| code(&format!("{}: {sentence}", told.directions()))).collect();
         if more > 0 {
             packets.push(format!("and {more} more"));

@@ -48,7 +48,7 @@ fn change(out: &mut String, report: &Report, told: &Told) {
     let before = decision(&told.change.before, &told.before, &report.old);
     let after = decision(&told.change.after, &told.after, &report.new);
     entry(out, "", &format!("{before} before, now {after}"));
-    let (sentences, more) = told.packets(MOST);
+    let (sentences, more) = report.packets(told, MOST);
     for sentence in sentences {
         entry(out, "", &format!("{}: {sentence}", told.directions()));
     }

@@ -6,7 +6,7 @@ use crate::base::net::{Family, Protocol, octets};
 use crate::base::packet::{Direction, State};
 use crate::judge::compare::values::Values;
 use crate::judge::packet::{Link, Packet, value};
-use crate::ruleset::field::{Field, STATUS_DNAT, ct_state};
+use crate::ruleset::field::{Field, NO_USER, STATUS_DNAT, ct_state};
 
 /// An axis of the packet space. They are cut in this order, so that what depends on another comes after it: a port is looked at
 /// where the protocol is known.
@@ -198,7 +198,9 @@ impl Dimension {
             Dimension::Translated | Dimension::Sender | Dimension::Socket => up_to(1),
             Dimension::Protocol | Dimension::IcmpType | Dimension::Icmpv6Type | Dimension::HopLimit | Dimension::TcpFlags => up_to(255),
             Dimension::DestinationPort | Dimension::OriginalPort | Dimension::SourcePort => up_to(u16::MAX.into()),
-            Dimension::User | Dimension::Group | Dimension::SourceV4 | Dimension::DestinationV4 => up_to(u32::MAX.into()),
+            // The highest number is that of no user.
+            Dimension::User => up_to(NO_USER - 1),
+            Dimension::Group | Dimension::SourceV4 | Dimension::DestinationV4 => up_to(u32::MAX.into()),
             // More units than this could not be told apart by their levels and ids either.
             Dimension::Unit => up_to(u32::MAX.into()),
             Dimension::SourceV6 | Dimension::DestinationV6 => up_to(u128::MAX),

@@ -59,6 +59,19 @@ enum Translation {
     Known,
 }
 
+impl<'b> Known<'b> {
+    /// What is known when these values of a dimension are looked at.
+    fn with(&self, dimension: Dimension, values: &Values) -> Known<'b> {
+        let mut inner = self.clone();
+        match dimension {
+            Dimension::Family => inner.families = values.clone(),
+            Dimension::Translated => inner.translation = Translation::Known,
+            _ => {}
+        }
+        inner
+    }
+}
+
 impl Divide<'_> {
     /// Where the two differ, as boxes that do not overlap.
     pub fn run(&mut self, old: &Program, new: &Program) -> Result<Vec<(Pair, Bounds)>, Trouble> {
@@ -88,13 +101,7 @@ impl Divide<'_> {
         // The other side is no program's end, so that nothing is passed over, and what is left alike is looked at once.
         let none = Program::nothing();
         for (left, values) in self.left(program, &none, dimension, classes)? {
-            let mut inner = known.clone();
-            match dimension {
-                Dimension::Family => inner.families = values,
-                Dimension::Translated => inner.translation = Translation::Known,
-                _ => {}
-            }
-            if !self.allows_all(&left.0, &inner)? {
+            if !self.allows_all(&left.0, &known.with(dimension, &values))? {
                 return Ok(false);
             }
         }
@@ -110,16 +117,23 @@ impl Divide<'_> {
         }
         let (dimension, classes) = self.cut(old, new, known);
         let domain = self.domain(dimension, known);
+        let bounded = |(pair, mut bounds): (Pair, Bounds), values: Values| {
+            if values != domain {
+                let at = bounds.partition_point(|bound| bound.0 < dimension);
+                bounds.insert(at, (dimension, values));
+            }
+            (pair, bounds)
+        };
+        let lefts = self.left(old, new, dimension, classes)?;
+        if let [(left, values)] = lefts.as_slice() {
+            // What is found for one class only cannot be joined with anything.
+            let found = self.divide(&left.0, &left.1, &known.with(dimension, values))?;
+            return Ok(found.into_iter().map(|found| bounded(found, values.clone())).collect());
+        }
         let mut boxes: Vec<(Pair, Bounds, Vec<Values>)> = Vec::new();
         let mut numbers: HashMap<(Pair, Bounds), usize> = HashMap::new();
-        for (left, values) in self.left(old, new, dimension, classes)? {
-            let mut inner = known.clone();
-            match dimension {
-                Dimension::Family => inner.families = values.clone(),
-                Dimension::Translated => inner.translation = Translation::Known,
-                _ => {}
-            }
-            for found in self.divide(&left.0, &left.1, &inner)? {
+        for (left, values) in lefts {
+            for found in self.divide(&left.0, &left.1, &known.with(dimension, &values))? {
                 match numbers.get(&found) {
                     Some(number) => boxes[*number].2.push(values.clone()),
                     None => {
@@ -129,15 +143,8 @@ impl Divide<'_> {
                 }
             }
         }
-        let bounded = boxes.into_iter().map(|(pair, mut bounds, values)| {
-            let values = Values::new(values.iter().flat_map(Values::intervals).copied());
-            if values != domain {
-                let at = bounds.partition_point(|bound| bound.0 < dimension);
-                bounds.insert(at, (dimension, values));
-            }
-            (pair, bounds)
-        });
-        Ok(bounded.collect())
+        let joined = |values: Vec<Values>| Values::new(values.iter().flat_map(Values::intervals).copied());
+        Ok(boxes.into_iter().map(|(pair, bounds, values)| bounded((pair, bounds), joined(values))).collect())
     }
 
     /// What is left of the two programs for each class, each once and in the order of the values; nothing where the same is left.

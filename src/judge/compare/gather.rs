@@ -1,7 +1,7 @@
 //! Boxes that were found at one place after another, joined again: across families, directions and whatever else they differ in
 //! alone. What is joined covers exactly what its boxes cover.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::base::net::{Family, Protocol};
 use crate::base::packet::Direction;
@@ -176,11 +176,15 @@ fn joined(mut boxes: Vec<Bounds>) -> Vec<Bounds> {
     // Each round joins something or is the last; this many are enough for anything that people write.
     for _ in 0..8 {
         let before = boxes.len();
+        if before < 2 {
+            break;
+        }
         boxes = families(boxes);
         for (dimension, without, depending) in DEPENDING {
             boxes = depended(dimension, Values::one(without), depending, boxes);
         }
-        for dimension in Dimension::ALL {
+        let bounded: BTreeSet<Dimension> = boxes.iter().flatten().map(|(dimension, _)| *dimension).collect();
+        for dimension in bounded {
             boxes = along(dimension, boxes);
         }
         if boxes.len() == before {

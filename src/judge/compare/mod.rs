@@ -4,7 +4,7 @@
 //! Every test of a rule asks whether one value of the packet lies in some intervals, so values that answer every test alike are
 //! indistinguishable. [`layout`] writes the chains of a ruleset out as a row of such questions, a [`program`]; [`divide`] cuts the packet space at
 //! their break points, only as far as what is left of both sides differs; [`gather`] joins the boxes again; [`witness`] takes a packet
-//! out of each, and both sides are asked about it by [`judge`], the evaluator that `test` and `explain` use.
+//! out of each, and both sides are asked about it by [`decide`], the evaluator that `test` and `explain` use.
 //!
 //! What a packet is here: at the hook for in, out or forward; by loopback exactly when one of its addresses is (or in passing, never);
 //! ICMP over its own family; otherwise any combination of values. Sets that rules fill are empty, and no rate is exceeded.
@@ -27,7 +27,7 @@ use thiserror::Error;
 
 use crate::base::packet::Direction;
 use crate::judge::packet::Packet;
-use crate::judge::trace::{Trace, Verdict, judge};
+use crate::judge::trace::{Trace, Verdict, decide};
 use crate::policy::RESERVED_IDS;
 use crate::ruleset::Ruleset;
 use dimension::{Place, Units};
@@ -157,7 +157,7 @@ pub fn compare(old: &Ruleset, new: &Ruleset, symbols: &Symbols) -> Result<Vec<Ch
 /// Makes a change of a group, and asks both sides about its witness.
 fn change(group: Group, old: &Ruleset, new: &Ruleset, symbols: &Symbols) -> Result<Change, Trouble> {
     let witness = Witness::of(&group.parts, symbols);
-    let (before, after) = (judge(old, &witness.packet), judge(new, &witness.packet));
+    let (before, after) = (decide(old, &witness.packet), decide(new, &witness.packet));
     let allowed = |trace: &Trace| trace.verdict == Verdict::Allow;
     let meant = |end: End| end != End::Deny;
     if (allowed(&before), allowed(&after)) != (meant(group.pair.0), meant(group.pair.1)) {
@@ -179,7 +179,7 @@ fn is_written(id: &str) -> bool {
     !(RESERVED_IDS.contains(&id) || built_in.contains(&id) || id.starts_with("outbound "))
 }
 
-/// A ruleset laid out for many packets: faster than [`judge`], and without its reasons.
+/// A ruleset laid out for many packets: faster than [`crate::judge::judge`], and without its reasons.
 pub struct Fast<'a> {
     programs: Vec<(Place, Program)>,
     atoms: Atoms,

@@ -90,7 +90,10 @@ impl Choice<'_> {
 
     /// The first of these values that the box holds, or its lowest.
     fn pick(&self, dimension: Dimension, wanted: &[u128]) -> u128 {
-        let values = self.part.values(dimension);
+        let Some(values) = self.part.bound(dimension) else {
+            // What is wanted is always a value that there is.
+            return wanted.first().copied().unwrap_or_default();
+        };
         let wanted = wanted.iter().copied().find(|value| values.contains(*value));
         wanted.or_else(|| values.first()).unwrap_or_default()
     }

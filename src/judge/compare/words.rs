@@ -1,5 +1,7 @@
 //! A box of the packet space in the words that people use: per dimension for programs, and as one phrase.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::base::net::{Family, IpNet, Protocol};
 use crate::base::packet::Direction;
 use crate::judge::compare::dimension::{Dimension, Place, address};
@@ -223,7 +225,7 @@ impl Words<'_> {
         self.bounded(Dimension::Group, |interval| unnamed(interval).into_iter().map(|word| word.trim_start().to_string()).collect())
     }
 
-    fn accounts(&self, (first, last): (u128, u128), names: &std::collections::BTreeMap<u32, String>, words: [&str; 2]) -> Vec<String> {
+    fn accounts(&self, (first, last): (u128, u128), names: &BTreeMap<u32, String>, words: [&str; 2]) -> Vec<String> {
         let one = u32::try_from(first).ok().filter(|_| first == last);
         match one.and_then(|number| names.get(&number)) {
             Some(name) => vec![format!("{} {name}", words[0])],
@@ -266,16 +268,23 @@ impl Words<'_> {
             };
             let place = self.part.places.first().copied().unwrap_or(Place::Wire(Direction::Out));
             let domain = place.domain(dimension);
-            let bound = self.part.bound(dimension).unwrap_or(&domain);
-            let (inside, outside) = (self.written(*family, bound), self.written(*family, &domain.without(bound)));
-            let (list, words) = if outside.len() < inside.len() {
-                rest.push(name);
-                (&mut but, outside)
-            } else {
-                (&mut of, inside)
+            let bound = match self.part.bound(dimension) {
+                Some(bound) if *bound != domain => bound,
+                _ => {
+                    rest.push(name);
+                    continue;
+                }
             };
-            let new: Vec<String> = words.into_iter().filter(|word| !list.contains(word)).collect();
-            list.extend(new);
+            // Of more than half of the addresses it is said what is missing.
+            let (list, words) = if size(bound) > size(&domain) / 2 {
+                rest.push(name);
+                (&mut but, self.written(*family, &domain.without(bound)))
+            } else {
+                (&mut of, self.written(*family, bound))
+            };
+            // Names stand in both families; they are said once.
+            let said: BTreeSet<String> = list.iter().cloned().collect();
+            list.extend(words.into_iter().filter(|word| !said.contains(word)));
         }
         match (of.is_empty(), but.is_empty()) {
             (true, true) => None,
