@@ -13,12 +13,14 @@ use std::net::IpAddr;
 
 use egressguard::base::net::{Family, IpNet, Protocol};
 use egressguard::base::packet::{Direction, PacketSpec, State};
-use egressguard::judge::compare::{Change, Fast, Fit, Kind, Symbols, compare, passed_by};
+use egressguard::judge::compare::{Change, Effort, Fast, Fit, Kind, Symbols, Trouble, compare, compare_within, passed_by};
 use egressguard::judge::packet::{Payload, STRANGER, Sender};
 use egressguard::judge::{Packet, Verdict, judge};
 use egressguard::policy::{DnsServer, Mode, Policy, Scope, Sources, Target};
 use egressguard::ruleset::Ruleset;
 use egressguard::ruleset::compile::Facts;
+use egressguard::ruleset::field::Field;
+use egressguard::ruleset::rule::{Action, Operator, Rule, Test};
 use policies::cases;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -342,6 +344,25 @@ fn rules_laid_out_decide_as_the_judge_does() {
             }
         }
     }
+}
+
+#[test]
+fn what_takes_too_long_is_out_of_reach_and_never_sampled() {
+    let case = Compared::of(0);
+    assert!(!case.changes.is_empty());
+    let tired = compare_within(Effort(100), &case.rules[0], &case.rules[1], &case.symbols);
+    assert!(matches!(tired, Err(Trouble::OutOfReach(_))), "{tired:?}");
+}
+
+#[test]
+fn a_rule_that_cuts_no_interval_is_named() {
+    let case = Compared::of(0);
+    let mut strange = case.rules[1].clone();
+    let test = Test { field: Field::SocketUser, operator: Operator::HasAny(6) };
+    let output = strange.chains.iter_mut().find(|chain| chain.def.name == "output").unwrap();
+    output.rules.insert(0, Rule::new("strange", vec![test], vec![], Action::Accept));
+    let why = compare(&case.rules[0], &strange, &case.symbols).unwrap_err();
+    assert!(matches!(&why, Trouble::NotUnderstood(what) if what.contains("`strange`") && what.contains("meta skuid")), "{why}");
 }
 
 #[test]

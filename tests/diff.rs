@@ -196,7 +196,7 @@ fn the_workflow_for_github_is_a_workflow() {
     // Every command of it is one that the program takes.
     let place = Place::repository();
     for line in text.lines().map(str::trim).filter_map(|line| line.split_once("egressguard diff ").map(|(_, rest)| rest)) {
-        let words = line.split('>').next().unwrap_or(line);
+        let words = line.split('>').next().unwrap_or(line).replace("\"${against[@]}\"", "--git \"$BASE\"");
         let words = words.split_whitespace().map(|word| match word.trim_matches('"') {
             "$BASE" => "main",
             "$POLICY" => "host/policy.yaml",

@@ -2,7 +2,6 @@
 
 import random
 
-from peers import OUTSIDE
 from report import figure
 from stage import Samples
 
@@ -33,10 +32,11 @@ def diff(stage, report):
         ("names", "all names changed", 2.0),
     ]
     report.say(f"\n## Comparing policies: {RULES} rules, {NAMES} names")
+    namespace = stage.namespace("bench-diff")
     rows, aims = [], []
     for old, new, limit in pairs:
         command = [stage.binary, "diff", files[old], files[new], "--json", "--quiet"]
-        samples = Samples([stage.measure(OUTSIDE, command, fine=(1,)) for _ in range(ROUNDS)])
+        samples = Samples([stage.measure(namespace, command, fine=(1,)) for _ in range(ROUNDS)])
         seconds = max(cost.ended for cost in samples.costs) / 1000
         rows.append([f"{old} / {new}", figure(seconds), f"{samples.peak():.0f}"])
         aims.append((f"diff, {old} / {new}", seconds, limit, samples.peak()))

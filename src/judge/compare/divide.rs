@@ -19,10 +19,8 @@ pub type Pair = (End, End);
 /// does not bound it.
 pub type Bounds = Vec<(Dimension, Values)>;
 
-/// How many questions are looked at before a comparison is called out of reach: a few seconds' work.
-const WORK: u64 = 1_000_000_000;
 /// Programs of more steps than this are cut where that leaves least to do; for smaller ones the order of the dimensions is as good.
-const SMALL: usize = 96;
+const SMALL: usize = 24;
 
 /// A comparison at one place.
 pub struct Divide<'a> {
@@ -34,8 +32,23 @@ pub struct Divide<'a> {
     pub place: Place,
     /// The ids of rules that people wrote.
     pub written: &'a HashSet<Label>,
-    /// How much was looked at so far.
-    pub work: &'a mut u64,
+    /// How much may still be looked at.
+    pub effort: &'a mut Effort,
+}
+
+/// How many questions, values and boxes a comparison may look at before it is called out of reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Effort(pub u64);
+
+impl Effort {
+    /// What a person waits for: several seconds, and less than 1 GiB.
+    pub const PATIENT: Effort = Effort(400_000_000);
+
+    fn spend(&mut self, amount: usize) -> Result<(), Trouble> {
+        let left = self.0.checked_sub(amount as u64);
+        self.0 = left.ok_or_else(|| Trouble::OutOfReach("the two policies cut the packet space into too many pieces".to_string()))?;
+        Ok(())
+    }
 }
 
 /// Which questions are answered with yes.
@@ -97,7 +110,7 @@ impl Divide<'_> {
             None if !program.refuses() => return Ok(true),
             None => {}
         }
-        let (dimension, classes) = self.cut(program, program, known);
+        let (dimension, classes) = self.cut(program, program, known)?;
         // The other side is no program's end, so that nothing is passed over, and what is left alike is looked at once.
         let none = Program::nothing();
         for (left, values) in self.left(program, &none, dimension, classes)? {
@@ -115,7 +128,7 @@ impl Divide<'_> {
         if let (Some(before), Some(after)) = (old.end(), new.end()) {
             return Ok(if self.matters(before, after) { vec![((before, after), Vec::new())] } else { Vec::new() });
         }
-        let (dimension, classes) = self.cut(old, new, known);
+        let (dimension, classes) = self.cut(old, new, known)?;
         let domain = self.domain(dimension, known);
         let bounded = |(pair, mut bounds): (Pair, Bounds), values: Values| {
             if values != domain {
@@ -134,6 +147,7 @@ impl Divide<'_> {
         let mut numbers: HashMap<(Pair, Bounds), usize> = HashMap::new();
         for (left, values) in lefts {
             for found in self.divide(&left.0, &left.1, &known.with(dimension, &values))? {
+                self.effort.spend(found.1.iter().map(|(_, values)| values.intervals().len()).sum::<usize>() + 64)?;
                 match numbers.get(&found) {
                     Some(number) => boxes[*number].2.push(values.clone()),
                     None => {
@@ -154,10 +168,7 @@ impl Divide<'_> {
         let mut numbers: HashMap<Rc<(Program, Program)>, usize> = HashMap::new();
         let mut yes: HashMap<AtomId, Label> = HashMap::new();
         for (met, values) in classes {
-            *self.work += (old.questions.len() + new.questions.len() + 8) as u64;
-            if *self.work > WORK {
-                return Err(Trouble::OutOfReach("the two policies cut the packet space into too many pieces".to_string()));
-            }
+            self.effort.spend(old.questions.len() + new.questions.len() + values.intervals().len() + 16)?;
             yes.clear();
             yes.extend(met);
             let atoms = &*self.atoms;
@@ -225,7 +236,7 @@ impl Divide<'_> {
     }
 
     /// The dimension to cut along, and the classes of its values.
-    fn cut(&self, old: &Program, new: &Program, known: &Known) -> (Dimension, Vec<Class>) {
+    fn cut(&mut self, old: &Program, new: &Program, known: &Known) -> Result<(Dimension, Vec<Class>), Trouble> {
         let asked: BTreeSet<AtomId> = old.questions.iter().chain(&new.questions).copied().collect();
         let mut open: BTreeMap<Dimension, Vec<AtomId>> = BTreeMap::new();
         for atom in asked {
@@ -234,22 +245,25 @@ impl Divide<'_> {
         if open.contains_key(&Dimension::OriginalPort) && known.translation == Translation::Open {
             open.entry(Dimension::Translated).or_default();
         }
+        // A program that has not ended asks something.
+        let first = open.keys().next().copied().unwrap_or(Dimension::Family);
+        let many = old.steps.len() + new.steps.len() > SMALL;
+        let first_only = first < Dimension::DestinationPort || !many || open.len() == 1;
+        let looked_at = open.values().take(if first_only { 1 } else { open.len() }).flatten();
+        self.effort.spend(looked_at.map(|atom| 4 * self.atoms.get(*atom).members.len() + 4).sum())?;
         let classes = |dimension: Dimension| {
             let atoms = open.get(&dimension).map_or(&[] as &[AtomId], Vec::as_slice);
             (dimension, self.classes(dimension, &self.domain(dimension, known), atoms))
         };
-        // A program that has not ended asks something.
-        let first = open.keys().next().copied().unwrap_or(Dimension::Family);
-        let many = old.steps.len() + new.steps.len() > SMALL;
-        if first < Dimension::DestinationPort || !many || open.len() == 1 {
-            return classes(first);
+        if first_only {
+            return Ok(classes(first));
         }
         let cost = |dimension: Dimension, classes: &[Class]| {
             let unasked: usize = [old, new].iter().map(|program| self.unasked(program, dimension)).sum();
             classes.iter().map(|(met, _)| met.len() + unasked).sum::<usize>()
         };
         let cuts = open.keys().map(|dimension| classes(*dimension));
-        cuts.min_by_key(|(dimension, classes)| (cost(*dimension, classes), *dimension)).unwrap_or_else(|| classes(first))
+        Ok(cuts.min_by_key(|(dimension, classes)| (cost(*dimension, classes), *dimension)).unwrap_or_else(|| classes(first)))
     }
 
     /// How many steps do not ask along a dimension.

@@ -36,7 +36,7 @@ use gather::Group;
 use layout::{OBSERVED, program};
 use program::{Atoms, End, Program};
 
-pub use divide::Bounds;
+pub use divide::{Bounds, Effort};
 pub use gather::{Fit, Part};
 pub use kernel::{Applied, as_found, lifted, names_in};
 pub use layout::passed_by;
@@ -126,24 +126,29 @@ impl Change {
 
 /// In what two rulesets differ, widening first. Both are compiled or lifted with these symbols.
 pub fn compare(old: &Ruleset, new: &Ruleset, symbols: &Symbols) -> Result<Vec<Change>, Trouble> {
+    compare_within(Effort::PATIENT, old, new, symbols)
+}
+
+/// The same with another patience: what takes more effort is out of reach.
+pub fn compare_within(mut effort: Effort, old: &Ruleset, new: &Ruleset, symbols: &Symbols) -> Result<Vec<Change>, Trouble> {
     let mut atoms = Atoms::default();
     let mut programs: BTreeMap<Place, (Program, Program)> = BTreeMap::new();
     let mut found = gather::Found::new();
-    let mut work = 0;
     for place in Place::ALL {
         let before = program(old, place, &symbols.units, &mut atoms)?;
         let after = program(new, place, &symbols.units, &mut atoms)?;
         let written: HashSet<_> = atoms.labels().filter(|(_, id)| is_written(id)).map(|(label, _)| label).collect();
-        let mut divide = Divide { atoms: &mut atoms, units: &symbols.units, place, written: &written, work: &mut work };
+        let mut divide = Divide { atoms: &mut atoms, units: &symbols.units, place, written: &written, effort: &mut effort };
         let boxes = divide.run(&before, &after)?;
         gather::add(&mut found, place, boxes);
         programs.insert(place, (before, after));
     }
     let nobody = HashSet::new();
+    // What is out of reach here is told part by part.
+    let mut effort = Effort::PATIENT;
     let is_filled = |pair: Pair, place: Place, hull: &Bounds| {
         let allowing = programs.get(&place).map(|(before, after)| if pair.0 == End::Deny { after } else { before });
-        let mut divide = Divide { atoms: &mut atoms, units: &symbols.units, place, written: &nobody, work: &mut work };
-        // What is out of reach here is told part by part.
+        let mut divide = Divide { atoms: &mut atoms, units: &symbols.units, place, written: &nobody, effort: &mut effort };
         allowing.is_some_and(|program| divide.allows(program, hull).unwrap_or(false))
     };
     let mut changes = Vec::new();
