@@ -334,7 +334,7 @@ impl Layout<'_> {
 /// What [`End::Allow`] names where a policy that only observes lets pass what it would refuse.
 pub const OBSERVED: &str = "observed";
 
-/// The rule that lets pass, or [`OBSERVED`]: the rules that refuse are not told apart.
+/// The rule that lets pass, or `observed`: the rules that refuse are not told apart.
 pub fn passed_by(id: &str) -> &str {
     let refuses = ["refuse-in", "refuse-out", "refuse-forward", "late-answer", "invalid"].contains(&id);
     if refuses { OBSERVED } else { id }

@@ -2,9 +2,9 @@
 //! difference and the rules that decide. No sample is taken and no solver asked.
 //!
 //! Every test of a rule asks whether one value of the packet lies in some intervals, so values that answer every test alike are
-//! indistinguishable. [`layout`] writes the chains of a ruleset out as a row of such questions, a [`program`]; [`divide`] cuts the packet space at
-//! their break points, only as far as what is left of both sides differs; [`gather`] joins the boxes again; [`witness`] takes a packet
-//! out of each, and both sides are asked about it by [`decide`], the evaluator that `test` and `explain` use.
+//! indistinguishable. `layout` writes the chains of a ruleset out as a row of such questions, a `program`; `divide` cuts the packet space at
+//! their break points, only as far as what is left of both sides differs; `gather` joins the boxes again; `witness` takes a packet
+//! out of each, and both sides are asked about it by `decide`, the evaluator that `test` and `explain` use.
 //!
 //! What a packet is here: at the hook for in, out or forward; by loopback exactly when one of its addresses is (or in passing, never);
 //! ICMP over its own family; otherwise any combination of values. Sets that rules fill are empty, and no rate is exceeded.
