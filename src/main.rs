@@ -10,6 +10,7 @@ use egressguard::command::arguments::{Arguments, Command, When};
 use egressguard::command::{self, Exit, Failure, Output, Style, Verbosity};
 use egressguard::demo::{self, Colour, DemoOptions};
 use egressguard::ruleset::program::{GenerationId, Op, TableDump};
+use egressguard::ruleset::surroundings::Surroundings;
 use egressguard::system::files::{NamedDocuments, StateDirectory};
 use egressguard::system::host::LocalHost;
 use egressguard::system::netlink::NfTables;
@@ -127,6 +128,10 @@ impl Kernel for OnDemand {
 
     fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError> {
         self.open()?.observe(depth)
+    }
+
+    fn surroundings(&mut self) -> Result<Surroundings, KernelError> {
+        self.open()?.surroundings()
     }
 
     fn commit(&mut self, expected: GenerationId, ops: &[Op]) -> Result<GenerationId, KernelError> {

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use self::table::Table;
 use crate::ruleset::program::{GenerationId, Key, Op, TableDump};
+use crate::ruleset::surroundings::Surroundings;
 use crate::world::{Depth, Kernel, KernelError};
 
 /// Where an injected failure strikes.
@@ -34,6 +35,7 @@ pub struct Simulated {
     failures: Vec<(Moment, KernelError)>,
     interference: VecDeque<Vec<Op>>,
     committed: Vec<Vec<Op>>,
+    surroundings: Box<Surroundings>,
 }
 
 impl Simulated {
@@ -63,6 +65,12 @@ impl Simulated {
         let mut dump = self.dump(Depth::Everything);
         change(&mut dump);
         self.table = dump.map(|dump| Table::from_dump(dump, self.clock_ms));
+        self.transactions += 1;
+    }
+
+    /// Puts other people's tables and links around our table.
+    pub fn surround(&mut self, surroundings: Surroundings) {
+        *self.surroundings = surroundings;
         self.transactions += 1;
     }
 
@@ -141,6 +149,11 @@ impl Kernel for Simulated {
     fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError> {
         self.strike(Moment::Observe)?;
         Ok((self.now(), self.dump(depth)))
+    }
+
+    fn surroundings(&mut self) -> Result<Surroundings, KernelError> {
+        self.strike(Moment::Observe)?;
+        Ok((*self.surroundings).clone())
     }
 
     fn commit(&mut self, expected: GenerationId, ops: &[Op]) -> Result<GenerationId, KernelError> {

@@ -231,17 +231,21 @@ fn read_pins(content: &[u8]) -> Result<Pins, String> {
 /// Writes a generation; nothing refers to it yet.
 pub fn save(files: &mut dyn Files, saved: &Saved) -> Result<(), StateError> {
     let [policy_name, pins_name, record_name] = names(saved.record.generation);
-    files.write(&policy_name, &saved.policy)?;
-    files.write(&pins_name, pins::print(&saved.pins).as_bytes())?;
+    let (pins, record) = (pins::print(&saved.pins), to_json(&saved.record));
     // ORDER: the record last, because a generation is there when its record is.
-    files.write(&record_name, &to_json(&saved.record))?;
-    Ok(())
+    Ok(files.write_all(&[(&policy_name, &saved.policy), (&pins_name, pins.as_bytes()), (&record_name, &record)])?)
 }
 
-/// Makes a generation the one to restore. The one before it stays; older ones go.
+/// Makes ready to name a generation as the one to restore, so that a full disk cannot come between the kernel and
+/// [`make_current`].
+pub fn prepare_current(files: &mut dyn Files, generation: u64) -> Result<(), StateError> {
+    Ok(files.prepare(CURRENT, format!("{generation}\n").as_bytes())?)
+}
+
+/// Makes the generation that was prepared the one to restore. The one before it stays; older ones go.
 pub fn make_current(files: &mut dyn Files, generation: u64) -> Result<(), StateError> {
     let previous = current(files).unwrap_or(Current::Nothing);
-    files.write(CURRENT, format!("{generation}\n").as_bytes())?;
+    files.publish(CURRENT)?;
     let keep = |number: u64| number == generation || previous == Current::Generation(number);
     // What cannot be removed is never referred to, and the next apply tries again.
     for name in files.list().unwrap_or_default().iter().filter(|name| generation_of(name).is_some_and(|number| !keep(number))) {

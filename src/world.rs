@@ -10,6 +10,7 @@ use crate::base::time::Timestamp;
 pub use crate::pins::{Anchor, Answer};
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
+use crate::ruleset::surroundings::Surroundings;
 
 /// Which elements a dump carries. Dumping is superlinear in the number of elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,9 @@ pub trait Kernel {
 
     /// Our table with the generation at which it was read as a whole; `None` when there is no such table.
     fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError>;
+
+    /// What else meets packets here: other people's tables, and the links.
+    fn surroundings(&mut self) -> Result<Surroundings, KernelError>;
 
     /// Carries out all steps at once, or none. Fails with [`KernelError::Interfered`] when the generation is another one.
     /// Answers with the generation that the transaction made.
@@ -91,6 +95,16 @@ pub trait Files {
 
     /// Replaces the content; it is on the disk when this returns.
     fn write(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
+
+    /// Replaces the contents of several files, in this order; they are on the disk when this returns. Waits for the disk less often
+    /// than [`Files::write`] for each, and leaves alone what is there already.
+    fn write_all(&mut self, files: &[(&str, &[u8])]) -> Result<(), FileError>;
+
+    /// Puts the content on the disk beside the file, so that [`Files::publish`] needs no more room to replace it.
+    fn prepare(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
+
+    /// Replaces the content by the one prepared; it is on the disk when this returns.
+    fn publish(&mut self, name: &str) -> Result<(), FileError>;
 
     /// Replaces the content without waiting for the disk: after a power cut it may be the old one, or empty.
     fn note(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;

@@ -259,7 +259,8 @@ fn the_real_program_installs_from_the_real_tree_and_goes_again() {
     assert!(read("usr/local/share/bash-completion/completions/egressguard").contains("complete"));
     assert!(read("usr/local/share/zsh/site-functions/_egressguard").starts_with("#compdef"));
     assert!(read("usr/local/share/fish/vendor_completions.d/egressguard.fish").contains("complete -c egressguard"));
-    serde_json::from_str::<serde_json::Value>(&read("usr/local/share/egressguard/policy.schema.json")).unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&read("usr/local/share/egressguard/policy.schema.json")).unwrap();
+    assert!(schema["properties"]["outbound"].is_object(), "{schema}");
     let policy = root.path().join("etc/egressguard/policy.yaml");
     ok(Command::new(root.path().join("usr/local/sbin/egressguard")).arg("check").arg(policy));
     script("uninstall", &["--purge"]);

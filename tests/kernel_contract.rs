@@ -50,6 +50,7 @@ contract! {
     an_expression_that_is_not_ours_is_not_written
     a_control_group_is_not_asked_for_where_packets_are_forwarded
     a_jump_that_leads_back_is_refused
+    our_own_table_is_not_among_what_surrounds_it
 }
 
 fn what_is_committed_is_observed(world: &mut World) {
@@ -482,4 +483,11 @@ fn a_jump_that_leads_back_is_refused(world: &mut World) {
         // Which one depends on the kernel.
         assert!(["ELOOP", "EMLINK"].contains(&world.refused(&[back])[0].1.as_str()));
     }
+}
+
+fn our_own_table_is_not_among_what_surrounds_it(world: &mut World) {
+    let generation = world.kernel().generation().unwrap();
+    world.kernel().commit(generation, &[table(), base("output", Hook::Output, false)]).unwrap();
+    let around = world.kernel().surroundings().unwrap();
+    assert!(around.tables.is_empty() && around.legacy.is_empty(), "{around:?}");
 }

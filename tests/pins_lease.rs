@@ -138,6 +138,18 @@ fn a_live_lease_is_renewed_before_fewer_than_three_refreshes_fit_into_it() {
 }
 
 #[test]
+fn an_address_that_leaves_within_the_second_that_it_came_in_drains() {
+    let mut story = Story::new();
+    story.at(0, addresses(&["1.1.1.1", "1.1.1.2"])).at(0, addresses(&["1.1.1.2"]));
+    assert_eq!(story.changes(), told(&[("1.1.1.1", What::Draining)]));
+    assert_eq!(*story.outcome(), Outcome::Confirmed { live: 1, draining: 1, complaints: vec![] });
+    let pins = &story.pins.names[&name("a.example")];
+    assert_eq!(pins.state(&pins.leases[&ip("1.1.1.1")], Timestamp(T)), LeaseState::Draining);
+    story.at(0, addresses(&["1.1.1.1", "1.1.1.2"]));
+    assert_eq!(story.changes(), told(&[("1.1.1.1", What::Returned)]));
+}
+
+#[test]
 fn an_address_that_left_dns_drains_until_keep_ends() {
     let mut story = Story::new();
     story.at(0, addresses(&["1.1.1.1", "1.1.1.2"])).at(MINUTE, addresses(&["1.1.1.2"]));

@@ -244,3 +244,19 @@ fn a_rule_that_serves_many_ports_keeps_a_comment_that_the_kernel_holds() {
     let chains: Vec<_> = found.chains.into_iter().map(|found| found.chain).collect();
     assert_eq!(chains, ruleset.chains);
 }
+
+/// A thousand names, addresses and networks at the same ports share the rules of one of each.
+#[test]
+fn the_number_of_rules_does_not_grow_with_the_number_of_destinations() {
+    let with = |count: u8| {
+        let mut case = policies::plain();
+        let ways = (0..count).flat_map(|n| [format!("10.{n}.0.1/32"), format!("10.{n}.1.0/24"), format!("2001:db8:{n:x}::1/128")]);
+        case.policy.outbound = ways.enumerate().map(|(n, net)| policies::way(&format!("way-{n}"), &net, None)).collect();
+        let ruleset = case.compile();
+        let rules: usize = ruleset.chains.iter().map(|chain| chain.rules.len()).sum();
+        (rules, ruleset.sets.len(), ruleset.sets.values().map(|set| set.members.len()).sum::<usize>())
+    };
+    let (one, many) = (with(1), with(250));
+    assert_eq!((one.0, one.1), (many.0, many.1), "rules and sets");
+    assert_eq!(many.2 - one.2, 249 * 3, "members");
+}

@@ -81,6 +81,92 @@ fn a_second_apply_changes_nothing_and_says_so() {
 }
 
 #[test]
+fn an_apply_is_one_transaction_whether_rules_were_there_or_not() {
+    let Some(world) = World::new() else { return };
+    let generation = world.generation();
+    world.egressguard(DEFAULT).exits(0);
+    assert_eq!(world.generation(), generation + 1);
+    let policy = world.policy(&format!(
+        "version: 1\nname: other\ninbound: {{port: 8443}}\nmanagement: {{port: 22, from: [203.0.113.0/28]}}\nhost: {{forward: deny}}\n\
+         outbound:\n  - to: {API}\n  - {{to: 192.0.2.0/24, port: [80, \"8000-8080\"]}}\n"
+    ));
+    world.egressguard(&["apply", &policy]).exits(0);
+    assert_eq!(world.generation(), generation + 2);
+}
+
+#[test]
+fn a_policy_under_which_the_session_could_not_come_back_is_refused() {
+    let Some(world) = World::new() else { return };
+    let session = "203.0.113.1 50022 203.0.113.10 22";
+    world.egressguard_by_ssh(session, DEFAULT).exits(3).says(&["203.0.113.1", "port 22", "management: {port: 22", "--force"]);
+    assert_eq!(world.rules(), None);
+    let narrow = |from: &str| world.policy(&format!("version: 1\nmanagement: {{port: 22, from: [{from}]}}\noutbound:\n  - to: {API}\n"));
+    world.egressguard_by_ssh(session, &["apply", &narrow("198.51.100.0/24")]).exits(3);
+    assert_eq!(world.rules(), None);
+    world.egressguard_by_ssh(session, &["apply", &narrow("203.0.113.0/28")]).exits(0);
+    world.egressguard_by_ssh(session, &["apply", "builtin:openai", "--force"]).exits(0).says(&["applied policy `openai`"]);
+}
+
+#[test]
+fn names_that_share_every_address_are_a_warning_with_the_line() {
+    let Some(mut world) = World::new() else { return };
+    world.nameserver.set("eu.api.openai.com", &[API_V4, API_V6]).expect("the name server starts");
+    let policy = world.policy(&format!("version: 1\noutbound:\n  - to: {API}\n  - to: eu.api.openai.com\n"));
+    world.egressguard(&["apply", &policy]).exits(0).says(&["packets cannot tell the two apart", "policy.yaml:4:9", "see line 3"]);
+    world.nameserver.set("eu.api.openai.com", &[LATER_V4]).expect("the name server starts");
+    let apart = world.egressguard(&["resolve", &policy]).exits(0);
+    assert!(!apart.words().contains("apart"), "{}", apart.words());
+}
+
+#[test]
+fn what_changes_the_kernel_answers_with_one_json_object() {
+    let Some(world) = World::new() else { return };
+    let answer = |arguments: &[&str], code: i32| -> serde_json::Value {
+        let output = world.egressguard(arguments).exits(code);
+        serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", output.stdout))
+    };
+    let dry = answer(&["apply", "builtin:openai", "--dry-run", "--json"], 1);
+    assert_eq!((&dry["schema"], &dry["result"], &dry["changed"]), (&"egressguard.apply/1".into(), &"dry-run".into(), &true.into()));
+    let applied = answer(&["apply", "builtin:openai", "--json"], 0);
+    assert_eq!((&applied["result"], &applied["policy"]["name"]), (&"applied".into(), &"openai".into()));
+    let added: Vec<&str> = applied["change"]["added"].as_array().unwrap().iter().filter_map(|one| one["element"].as_str()).collect();
+    assert!(added.contains(&API_V4) && added.contains(&API_V6), "{applied}");
+    let again = answer(&["apply", "builtin:openai", "--json"], 0);
+    assert_eq!((&again["result"], &again["changed"]), (&"unchanged".into(), &false.into()));
+    let refreshed = answer(&["refresh", "--json"], 0);
+    assert_eq!((&refreshed["schema"], &refreshed["changed"]), (&"egressguard.refresh/1".into(), &false.into()));
+    assert_eq!((&refreshed["drift"], &refreshed["unresolved"]), (&serde_json::json!([]), &serde_json::json!([])));
+}
+
+#[test]
+fn an_apply_runs_no_other_program_and_writes_nowhere_but_in_its_state_directory() {
+    let Some(world) = World::new() else { return };
+    let trace = world.file("trace");
+    let strace = ["strace", "-f", "-e", "trace=execve,openat,rename,renameat,renameat2,mkdir,mkdirat", "-o", &trace];
+    for command in [DEFAULT, &["refresh"], &["restore"], &["status"], &["remove", "--yes"]] {
+        world.egressguard_through(&strace, command).exits(0);
+        let text = std::fs::read_to_string(&trace).expect("strace has written");
+        assert_eq!(text.matches("execve(").count(), 1, "{command:?}: {text}");
+        let state = world.state().display().to_string();
+        let writes = |line: &&str| ["O_WRONLY", "O_RDWR", "O_CREAT", "rename", "mkdir"].iter().any(|word| line.contains(word));
+        let stray: Vec<&str> = text.lines().filter(writes).filter(|line| !line.contains(&state)).collect();
+        assert_eq!(stray, [] as [&str; 0], "{command:?}");
+    }
+}
+
+#[test]
+fn what_is_saved_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(world) = World::new() else { return };
+    world.egressguard(DEFAULT).exits(0);
+    let mode = |path: &std::path::Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    assert_eq!(mode(&world.state()), 0o700);
+    for entry in std::fs::read_dir(world.state()).expect("the state directory is there").flatten() {
+        assert_eq!(mode(&entry.path()) & 0o077, 0, "{}", entry.path().display());
+    }
+}
+
+#[test]
 fn a_dry_run_says_what_would_change_and_changes_nothing() {
     let Some(world) = World::new() else { return };
     let generation = world.generation();
@@ -142,6 +228,9 @@ fn remove_wants_to_be_told_and_then_leaves_no_table() {
     assert_eq!(world.rules(), None);
     passes(world.tcp(STRANGER_V4, 443));
     world.egressguard(&["remove", "--yes"]).exits(0);
+    // What was removed on purpose does not come back with the next boot.
+    world.egressguard(&["restore"]).exits(0).says(&["removed"]);
+    assert_eq!(world.rules(), None);
 }
 
 #[test]

@@ -46,12 +46,21 @@ fn is_whole(output: &Output) {
 
 #[test]
 fn the_whole_story_is_told_in_under_five_seconds() {
-    let begin = Instant::now();
-    let output = demo(&[]);
-    if possible(&output) {
+    // An unoptimised build takes one second; other tests at the same time are given two more chances.
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let begin = Instant::now();
+        let output = demo(&[]);
+        if !possible(&output) {
+            return;
+        }
         is_whole(&output);
-        assert!(begin.elapsed() < Duration::from_secs(if cfg!(debug_assertions) { 15 } else { 5 }), "{:?}", begin.elapsed());
+        took.push(begin.elapsed());
+        if begin.elapsed() < Duration::from_secs(5) {
+            return;
+        }
     }
+    panic!("{took:?}");
 }
 
 #[test]

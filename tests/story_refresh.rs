@@ -182,3 +182,69 @@ fn a_resolver_that_moves_stays_reachable() {
     world.egressguard(&["refresh"]).exits(0);
     passes(world.tls(LATER_V4));
 }
+
+#[test]
+fn what_was_resolved_into_a_file_is_applied_without_dns() {
+    let Some(mut world) = World::new() else { return };
+    world.nameserver.set_alias(API, "api.edge.example.net").unwrap();
+    world.nameserver.set("api.edge.example.net", &[API_V4, API_V6, "10.0.0.1"]).unwrap();
+    let pins = world.file("pins");
+    let resolved = world.egressguard(&["resolve", "builtin:openai", "-o", &pins]).exits(0).says(&["10.0.0.0/8 is private use"]);
+    assert_eq!(resolved.stdout, "");
+    let text = std::fs::read_to_string(&pins).unwrap();
+    for words in [&format!("name {API}"), "cname api.edge.example.net", &format!("address {API_V4} ttl 300 server 198.51.100.53:53 first ")]
+    {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert!(text.contains("egressguard pins 1") && text.ends_with("end 1\n") && !text.contains("10.0.0.1"), "{text}");
+    assert!(
+        world.egressguard(&["resolve", "builtin:openai"]).exits(0).stdout.contains(API_V6),
+        "without a file it goes to standard output"
+    );
+    assert_eq!(world.rules(), None);
+    // What the file holds already is confirmed and not forgotten.
+    world.nameserver.set(API, &[LATER_V4]).unwrap();
+    // Leases are stamped in whole seconds.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    world.egressguard(&["resolve", "builtin:openai", "-o", &pins]).exits(0);
+    let text = std::fs::read_to_string(&pins).unwrap();
+    assert!(text.contains(API_V4) && text.contains(LATER_V4) && text.contains(" last "), "{text}");
+    world.nameserver.kill();
+    world.egressguard(&["resolve", "builtin:openai"]).exits(1).says(&[API, "ECONNREFUSED", "no pin"]);
+    world.egressguard(&["apply", "builtin:openai", "--pins", &pins]).exits(0);
+    assert_eq!(world.addresses("tcp_443_v4"), [API_V4, LATER_V4]);
+    passes(world.tls(API_V6));
+    is_refused(world.tls(NEIGHBOUR_V4));
+    world.egressguard(&["render", "builtin:openai", "--pins", &pins]).exits(0).says(&[API_V4, LATER_V4, API_V6]);
+}
+
+#[test]
+fn pins_end_by_themselves_when_nobody_refreshes() {
+    let Some(world) = World::new() else { return };
+    let policy = world.policy(&format!("version: 1\nrefresh: {{every: 1s, keep: 4s}}\noutbound:\n  - to: {API}\n"));
+    world.egressguard(&["apply", &policy]).exits(0);
+    std::thread::sleep(std::time::Duration::from_millis(5500));
+    assert_eq!((world.addresses("tcp_443_v4"), world.addresses("tcp_443_v6")), (vec![], vec![]));
+    [API_V4, API_V6].into_iter().for_each(|address| is_refused(world.tls(address)));
+    world.egressguard(&["refresh"]).exits(0).says(&[API_V4]);
+    assert_eq!(world.addresses("tcp_443_v4"), [API_V4]);
+}
+
+#[test]
+fn a_confirmed_pin_is_renewed_in_the_kernel_with_what_it_has_counted() {
+    let Some(world) = World::new() else { return };
+    let policy = world.policy(&format!("version: 1\nrefresh: {{every: 1s, keep: 40s}}\noutbound:\n  - to: {API}\n"));
+    world.egressguard(&["apply", &policy]).exits(0);
+    passes(world.tls(API_V4));
+    let (rules, generation) = (world.rules(), world.generation());
+    // Before a quarter of the time is gained nothing is written, and behind it the pin is.
+    world.egressguard(&["refresh"]).exits(0).says(&["unchanged"]);
+    assert_eq!(world.generation(), generation);
+    std::thread::sleep(std::time::Duration::from_millis(11_500));
+    world.egressguard(&["refresh"]).exits(0).says(&[&format!("~ {API_V4}")]);
+    assert_eq!((world.generation(), world.rules()), (generation + 1, rules), "one transaction, and no rule of it");
+    let ends = world.ends("tcp_443_v4");
+    assert!(matches!(&ends[..], [(address, left)] if address == API_V4 && *left > 30), "{ends:?}");
+    let pins = world.set("tcp_443_v4");
+    assert!(!pins.contains("counter packets 0 "), "{pins}");
+}

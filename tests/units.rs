@@ -240,7 +240,7 @@ fn a_failed_restore_is_tried_again_and_calls_nothing_that_opens() {
 }
 
 #[test]
-fn refresh_runs_every_minute_with_jitter_and_waits_for_no_network() {
+fn refresh_runs_every_minute_with_jitter_repairs_and_waits_for_no_network() {
     let timer = Unit::shipped(TIMER);
     assert_eq!(timer.values("Timer", "OnUnitActiveSec"), ["60s"]);
     assert!(timer.names("OnBootSec") && timer.names("RandomizedDelaySec"));
@@ -248,6 +248,7 @@ fn refresh_runs_every_minute_with_jitter_and_waits_for_no_network() {
     assert_eq!(timer.words("Install", "WantedBy"), ["timers.target"]);
     let service = Unit::shipped(REFRESH);
     assert_eq!(service.values("Service", "Type"), ["oneshot"]);
+    assert_eq!(service.values("Service", "ExecStart"), ["@sbindir@/egressguard refresh --repair"], "what others changed is put right");
     let pulls = ["After", "Wants", "Requires"].map(|key| service.words("Unit", key)).concat();
     assert_eq!(pulls, ["egressguard-restore.service"]);
 }
@@ -267,7 +268,7 @@ confined "$2/lockdown" "$1" --state-dir "$2/state" restore || exit 10
 nft delete table inet egressguard || exit 12
 confined "$2/restore" "$1" --state-dir "$2/state" restore || exit 13
 nft list table inet egressguard >/dev/null || exit 14
-confined "$2/refresh" "$1" --state-dir "$2/state" refresh; [ $? -eq 1 ] || exit 15
+confined "$2/refresh" "$1" --state-dir "$2/state" refresh --repair; [ $? -eq 1 ] || exit 15
 "#;
 
 #[test]

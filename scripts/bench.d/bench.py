@@ -7,11 +7,12 @@ from pathlib import Path
 
 import diff
 import large
+import path
 import small
 from report import Report
 from stage import Stage, Trouble, interfering, machine
 
-PARTS = ["apply", "refresh", "delta", "large", "diff", "binary"]
+PARTS = ["apply", "refresh", "delta", "large", "path", "diff", "binary"]
 
 
 def parts(text):
@@ -51,6 +52,8 @@ def main():
             large.delta(stage, report, chosen.delta, chosen.rounds)
         if "large" in chosen.only:
             large.large(stage, report)
+        if "path" in chosen.only:
+            path.path(stage, report, max(5, chosen.rounds // 2))
         if "diff" in chosen.only:
             diff.diff(stage, report)
         if "binary" in chosen.only:

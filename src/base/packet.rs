@@ -143,6 +143,18 @@ const DIRECTIONS: [&str; 3] = ["in", "out", "forward"];
 const PROTOCOLS: [&str; 4] = ["tcp", "udp", "icmp", "icmpv6"];
 const STATES: [&str; 4] = ["new", "established", "related", "invalid"];
 
+/// How many of these words, from the first, are a packet's: a direction, a protocol, and clauses as far as they go. A word where a
+/// clause may begin, and that is none, is somebody else's.
+pub fn spelt(words: &[String]) -> usize {
+    let is = |position: usize, known: &[&str]| words.get(position).is_some_and(|word| known.contains(&word.as_str()));
+    // Whatever stands for the protocol is meant to be one.
+    let mut next = if is(0, &DIRECTIONS) { 2 } else { 1 };
+    while is(next, &CLAUSES) {
+        next += 2;
+    }
+    next.min(words.len())
+}
+
 /// One word of the text and where it stands.
 #[derive(Clone, Copy)]
 struct Word<'t> {
@@ -459,6 +471,22 @@ mod tests {
             let error = text.parse::<PacketSpec>().unwrap_err();
             assert_eq!(&text[error.offset..error.offset + error.len], culprit, "{text}: {error}");
             assert!(error.message.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_packet_ends_where_no_clause_begins() {
+        for (text, expected) in [
+            ("tcp to 1.2.3.4:443", 3),
+            ("in tcp from 192.0.2.1 to :443 policy.yaml", 6),
+            ("udp policy.yaml", 1),
+            ("forward", 1),
+            ("tcp to", 2),
+            ("tcp to to state", 4),
+            ("tcp too 1.2.3.4:443", 1),
+        ] {
+            let words: Vec<String> = text.split(' ').map(str::to_string).collect();
+            assert_eq!(spelt(&words), expected, "{text}");
         }
     }
 

@@ -1,21 +1,26 @@
 //! `apply`: from a policy to the kernel, in one transaction.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
-use crate::base::net::IpNet;
+use crate::base::net::{IpNet, Protocol};
+use crate::base::packet::{Direction, Owner, PacketSpec, Peer, State};
 use crate::base::time::Timestamp;
 use crate::command::arguments::ApplyArguments;
-use crate::command::enforce::{self, Committed};
+use crate::command::enforce::{self, Committed, Told};
 use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, test};
 use crate::judge::plan::{Plan, plan};
+use crate::judge::{Verdict, traces};
 use crate::pins::{Answer, Confirmation, NamePins, Pins, What};
-use crate::policy::{Mode, Policy, Sources, Transport};
+use crate::policy::{self, Mode, Policy};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
+use crate::ruleset::program::GenerationId;
 use crate::state::{self, Current, LastRefresh, Record, Saved};
-use crate::world::{Depth, Host, Kernel, World};
+use crate::world::{Depth, Kernel, World};
 
 /// Runs `apply`.
 pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
@@ -25,7 +30,7 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
         return Err(Failure::refused(missing.join("\n       "), "create it first, or take the rule out; nothing was changed"));
     }
     if !arguments.force {
-        refuse_lockout(&source.policy, world.host)?;
+        refuse_lockout(&source.policy, &facts, world.host.remote_session())?;
     }
     if !arguments.dry_run {
         world.files.lock("apply")?;
@@ -34,7 +39,9 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     world.kernel.generation()?;
     let names = enforce::names(&source.policy).len();
     output.detail(&format!("policy `{}` is valid: {names} names, {} DNS servers", source.policy.name, facts.servers.len()));
-    let confirmation = addresses(arguments, &source, &facts, world, output)?;
+    let earlier = earlier(&source, world, output);
+    let confirmation = addresses(arguments, &source, &facts, earlier.as_ref(), world, output)?;
+    source::warn_of_shared(&source, &arguments.policy.policy, &confirmation.pins, output)?;
     if arguments.skip_tests {
         output.warn(&format!("{} policy tests are skipped", source.policy.tests.len()));
     } else if let Some(failing) = test::failing(&source.policy, &confirmation.pins, &facts) {
@@ -47,7 +54,7 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     if arguments.dry_run {
         return dry_run(arguments, &source, &facts, &confirmation.pins, world, output);
     }
-    load(arguments, &source, &facts, confirmation, world, output)
+    load(arguments, &source, &facts, earlier.and_then(|earlier| earlier.told).as_ref(), confirmation, world, output)
 }
 
 /// The pins to load: of a file, or confirmed by DNS.
@@ -55,17 +62,18 @@ fn addresses(
     arguments: &ApplyArguments,
     source: &Source,
     facts: &Facts,
+    earlier: Option<&Earlier>,
     world: &mut World,
     output: &mut Output,
 ) -> Result<Confirmation, Failure> {
     let policy = &source.policy;
     let now = world.host.now();
+    let earlier = earlier.map(|earlier| enforce::earlier_pins(&earlier.saved, policy, world.host)).unwrap_or_default();
     if let Some(path) = &arguments.pins {
         let answers = source::pins(path, world.documents)?.names.into_iter().map(|(name, pins)| (name, answer_of(pins)));
         let answers = enforce::names(policy).into_iter().map(|name| (name, unlisted(path))).chain(answers).collect();
-        return Ok(enforce::confirm(policy, &earlier_pins(world, policy, output), &answers, now));
+        return Ok(enforce::confirm(policy, &earlier, &answers, now));
     }
-    let earlier = earlier_pins(world, policy, output);
     Ok(enforce::resolve(policy, facts, &earlier, world.resolver, now, output))
 }
 
@@ -79,36 +87,79 @@ fn unlisted(path: &str) -> Answer {
     Answer::Failed { reasons: vec![format!("`{path}` does not list it")] }
 }
 
-/// The pins of the generation before; none when they cannot be read.
-fn earlier_pins(world: &World, policy: &Policy, output: &mut Output) -> Pins {
-    let earlier = match state::current(world.files) {
+/// The generation before.
+struct Earlier {
+    saved: Saved,
+    /// What the kernel was told of it, where it is known that nobody has changed anything since.
+    told: Option<Told>,
+}
+
+/// The generation before; nothing when there is none or it cannot be read.
+fn earlier(source: &Source, world: &mut World, output: &mut Output) -> Option<Earlier> {
+    let loaded = match state::current(world.files) {
         Ok(Current::Generation(generation)) => state::load(world.files, generation),
         Ok(Current::Nothing | Current::Removed) => Ok(None),
         Err(error) => Err(error),
     };
-    match earlier {
-        Ok(saved) => saved.map(|saved| enforce::earlier_pins(&saved, policy, world.host)).unwrap_or_default(),
+    match loaded {
+        Ok(saved) => saved.map(|saved| Earlier { told: told(&saved, source, world), saved }),
         Err(error) => {
             output.warn(&format!("{error}: starting without earlier pins"));
-            Pins::default()
+            None
         }
     }
 }
 
-/// Refuses a policy under which the session this runs in could not be opened again.
-fn refuse_lockout(policy: &Policy, host: &dyn Host) -> Result<(), Failure> {
-    let Some((peer, port)) = host.remote_session() else { return Ok(()) };
-    let within = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&peer));
-    let by_management = policy.management.as_ref().is_some_and(|management| management.port == port && within(&management.from));
-    let by_inbound = policy.inbound.as_ref().is_some_and(|inbound| {
-        inbound.port == port
-            && inbound.protocol == Transport::Tcp
-            && match &inbound.from {
-                Sources::Any => true,
-                Sources::Nets(nets) => within(nets),
-            }
-    });
-    if by_management || by_inbound || policy.mode == Mode::Observe {
+/// What the kernel was told of a generation; nothing when it is not sure that it still holds that.
+fn told(saved: &Saved, source: &Source, world: &mut World) -> Option<Told> {
+    let last = state::last_refresh(world.files)?;
+    let kernel = GenerationId(last.kernel_generation);
+    let undisturbed = last.generation == saved.record.generation && last.namespace == world.host.namespace();
+    if !undisturbed || world.kernel.generation().ok()? != kernel {
+        return None;
+    }
+    // The same octets under another name are another policy only to people.
+    let parsed;
+    let policy = if saved.record.sha256 == source.policy.sha256 && saved.record.file == source.policy.file {
+        &source.policy
+    } else {
+        parsed = policy::parse_bytes(&saved.policy, &saved.record.file).ok()?.policy;
+        &parsed
+    };
+    let pins = enforce::earlier_pins(saved, policy, world.host);
+    Some(Told { kernel, ruleset: compile(policy, &pins, &saved.record.facts(), saved.record.generation).loadable() })
+}
+
+/// Refuses a policy under which the session this runs in could not be opened again, or would end: the rules themselves are asked. No
+/// pins are needed for that, because nobody comes in by a name.
+fn refuse_lockout(policy: &Policy, facts: &Facts, session: Option<(IpAddr, u16)>) -> Result<(), Failure> {
+    let Some((peer, port)) = session else { return Ok(()) };
+    let ruleset = compile(policy, &Pins::default(), facts, 0).loadable();
+    let from_peer = PacketSpec {
+        direction: Direction::In,
+        protocol: Protocol::TCP,
+        from: Peer::Address(peer),
+        from_port: None,
+        to: Peer::Any,
+        to_port: Some(port),
+        owner: Owner::Unsaid,
+        service: None,
+        state: State::New,
+    };
+    let goes_on = PacketSpec { state: State::Established, ..from_peer.clone() };
+    let answer = PacketSpec {
+        direction: Direction::Out,
+        from: Peer::Any,
+        from_port: Some(port),
+        to: Peer::Address(peer),
+        to_port: None,
+        ..goes_on.clone()
+    };
+    let passes = |spec: &PacketSpec| {
+        let judged = traces(&ruleset, spec, &Pins::default(), facts);
+        !judged.is_empty() && judged.iter().all(|(_, trace)| trace.verdict == Verdict::Allow)
+    };
+    if [from_peer, goes_on, answer].iter().all(passes) {
         return Ok(());
     }
     Err(Failure::refused(
@@ -145,19 +196,20 @@ fn load(
     arguments: &ApplyArguments,
     source: &Source,
     facts: &Facts,
+    told: Option<&Told>,
     confirmation: Confirmation,
     world: &mut World,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
     let policy = &source.policy;
     let mut confirmation = confirmation;
-    let mut loaded = commit(source, facts, &confirmation, Generation::New, world)?;
+    let mut loaded = commit(source, facts, told, &confirmation, Generation::New, world)?;
     let blocked = !unresolved(&confirmation.pins).is_empty();
     if blocked && arguments.pins.is_none() && loaded.committed.plan.touches_rules() {
         // The rules from before may have refused the questions that the new policy asks.
         confirmation = enforce::resolve(policy, facts, &confirmation.pins, world.resolver, world.host.now(), output);
         if confirmation.changes.iter().any(|change| change.what == What::Added) {
-            let again = commit(source, facts, &confirmation, Generation::Same(loaded.generation), world)?;
+            let again = commit(source, facts, None, &confirmation, Generation::Same(loaded.generation), world)?;
             loaded.committed.kernel = again.committed.kernel;
             loaded.committed.plan.added.extend(again.committed.plan.added);
         }
@@ -188,6 +240,7 @@ struct Loaded {
 fn commit(
     source: &Source,
     facts: &Facts,
+    told: Option<&Told>,
     confirmation: &Confirmation,
     generation: Generation,
     world: &mut World,
@@ -202,7 +255,7 @@ fn commit(
     let clock = world.host.clock();
     let mut saved = None;
     let files = &mut *world.files;
-    let committed = enforce::commit(world.kernel, &mut meant, world.host, &mut |ruleset: &mut Ruleset| {
+    let committed = enforce::commit(world.kernel, &mut meant, told, world.host, &mut |ruleset: &mut Ruleset| {
         if generation == Generation::New {
             ruleset.number(state::highest(files)?.max(ruleset.identity.generation) + 1);
         }
@@ -210,7 +263,8 @@ fn commit(
         // only when it has been read back.
         let record = Record::new(ruleset.identity.generation, policy, facts, &clock);
         saved = Some(ruleset.identity.generation);
-        Ok(state::save(files, &Saved { policy: source.content.clone(), pins: confirmation.pins.clone(), record })?)
+        state::save(files, &Saved { policy: source.content.clone(), pins: confirmation.pins.clone(), record })?;
+        Ok(state::prepare_current(files, ruleset.identity.generation)?)
     });
     match (committed, saved) {
         (Ok(committed), Some(saved)) => {
@@ -346,4 +400,59 @@ pub fn change_json(change: &Plan) -> Value {
         "removed": elements(&change.removed),
         "renewed": elements(&change.renewed),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::parse;
+
+    fn locks_out(policy: &str, peer: &str, port: u16) -> Option<Failure> {
+        let policy = parse(&format!("version: 1\n{policy}\n"), "policy.yaml").expect(policy).policy;
+        refuse_lockout(&policy, &Facts::default(), Some((peer.parse().expect(peer), port))).err()
+    }
+
+    #[test]
+    fn a_session_that_could_not_come_back_is_named_with_the_lines_that_would_let_it() {
+        let failure = locks_out("inbound: {port: 443}", "203.0.113.9", 22).expect("nobody comes in by port 22");
+        assert_eq!(failure.exit, Exit::Refused);
+        assert!(failure.message.contains("from 203.0.113.9 to port 22"), "{}", failure.message);
+        assert!(
+            failure.help.is_some_and(|help| help.contains("management: {port: 22, from: [203.0.113.9/32]}") && help.contains("--force"))
+        );
+        let failure = locks_out("inbound: {port: 443}", "2001:db8::9", 22).expect("nor over IPv6");
+        assert!(failure.help.is_some_and(|help| help.contains("[2001:db8::9/128]")));
+    }
+
+    #[test]
+    fn the_rules_themselves_say_who_may_come_back() {
+        const MANAGEMENT: &str = "management: {port: 22, from: [203.0.113.0/24, \"2001:db8::/64\"]}";
+        for (policy, peer, port, locked) in [
+            (MANAGEMENT, "203.0.113.9", 22, false),
+            (MANAGEMENT, "2001:db8::9", 22, false),
+            (MANAGEMENT, "198.51.100.1", 22, true),
+            (MANAGEMENT, "2001:db8:1::9", 22, true),
+            (MANAGEMENT, "203.0.113.9", 2222, true),
+            ("inbound: {port: 22}", "198.51.100.1", 22, false),
+            ("inbound: {port: 22}", "2001:db8::9", 22, false),
+            ("inbound: {port: 22, protocol: udp}", "198.51.100.1", 22, true),
+            ("inbound: {port: 22, from: [198.51.100.0/24]}", "198.51.100.1", 22, false),
+            ("inbound: {port: 22, from: [198.51.100.0/24]}", "203.0.113.9", 22, true),
+            ("inbound: {port: 22, from: [198.51.100.0/24]}", "2001:db8::9", 22, true),
+            ("mode: observe\ninbound: {port: 443}", "203.0.113.9", 22, false),
+            // A tunnel that ends on this host: the session itself comes by the loopback interface.
+            ("inbound: {port: 443}", "127.0.0.1", 22, false),
+            ("inbound: {port: 443}", "::1", 22, false),
+            ("inbound: {port: 443}", "fe80::1", 22, true),
+            ("management: {port: 22, from: [\"fe80::/10\"]}", "fe80::1", 22, false),
+        ] {
+            assert_eq!(locks_out(policy, peer, port).is_some(), locked, "{policy}: {peer} to {port}");
+        }
+    }
+
+    #[test]
+    fn without_a_remote_session_nobody_is_locked_out() {
+        let policy = parse("version: 1\n", "policy.yaml").expect("a policy").policy;
+        assert!(refuse_lockout(&policy, &Facts::default(), None).is_ok());
+    }
 }

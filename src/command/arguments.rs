@@ -58,6 +58,8 @@ pub enum Command {
     Test(TestArguments),
     /// Say exactly what a change of a policy opens and closes.
     Diff(DiffArguments),
+    /// Say what becomes of a packet, and which line decides.
+    Explain(ExplainArguments),
     /// Resolve the names of a policy into a pins file.
     Resolve(ResolveArguments),
     /// Print what would be loaded.
@@ -70,6 +72,8 @@ pub enum Command {
     Restore,
     /// Show what is active, its pins and their age, and drift.
     Status(StatusArguments),
+    /// Compare what the kernel holds with what was applied, and name what else stands in the way of packets.
+    Verify(VerifyArguments),
     /// Take the rules away.
     Remove(RemoveArguments),
     /// Show the whole story in a throw-away network namespace.
@@ -182,6 +186,34 @@ pub enum FailOn {
     Widens,
 }
 
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+#[command(override_usage = "egressguard explain [OPTIONS] PACKET [POLICY]")]
+#[command(after_help = "PACKET: [in|out|forward] tcp|udp|icmp|icmpv6|NUMBER [from [ADDR][:PORT]] [to [ADDR|NAME][:PORT]]\n        \
+[user NAME|uid N] [service UNIT] [state new|established|related|invalid]\n\
+Quoted as one argument or not. Unquoted, the first word where `from`, `to`, `user`, `uid`, `service` or `state`\n\
+could stand and does not is the policy. Exit codes: 0 allowed, 1 denied.\n\n  \
+egressguard explain tcp to 1.2.3.4:443\n  \
+egressguard explain \"in tcp from 198.51.100.9 to :443\" builtin:openai --steps\n  \
+egressguard explain --live udp to 8.8.8.8:53 user backend")]
+pub struct ExplainArguments {
+    /// A packet, and the policy: a file, `-`, or `builtin:NAME`; /etc/egressguard/policy.yaml when it is not said.
+    #[arg(value_name = "PACKET [POLICY]", required = true, num_args = 1..)]
+    pub words: Vec<String>,
+    /// Judge the rules that the kernel holds instead of a policy.
+    #[arg(long)]
+    pub live: bool,
+    /// Take the addresses of names from this pins file instead of the pins that were applied last.
+    #[arg(long, value_name = "FILE")]
+    pub pins: Option<String>,
+    /// Say every rule that was tried, and the first test that failed.
+    #[arg(long)]
+    pub steps: bool,
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `resolve`.
 #[derive(Debug, Args)]
 pub struct ResolveArguments {
@@ -256,6 +288,14 @@ pub struct RefreshArguments {
 /// Arguments of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArguments {
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArguments {
     /// Answer with a JSON object.
     #[arg(long)]
     pub json: bool,

@@ -14,7 +14,8 @@ use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, Verbosity, enforce};
 use crate::judge::Verdict;
 use crate::judge::compare::{
-    Applied, Change, Decision, Effect, Fit, Kind, Setting, Symbols, Trouble, as_found, compare, lifted, names_in, phrases, settings,
+    Applied, Change, Decision, Effect, Fit, Kind, Part, Section, Setting, Symbols, Trouble, as_found, compare, lifted, names_in, phrases,
+    settings,
 };
 use crate::judge::plan::NotOurs;
 use crate::pins::Pins;
@@ -263,22 +264,28 @@ fn told(old: &Side, new: &Policy, symbols: Symbols) -> Result<Report, Failure> {
     Ok(Report { old: old.title.clone(), new: new.file.clone(), file, changes, settings, symbols })
 }
 
-/// Which packets a change is about.
+/// Which packets a change is about, each sentence with their directions.
 fn sentences(change: &Change, symbols: &Symbols) -> Vec<String> {
-    if change.is_of_mode() {
-        let said = match change.kind {
-            Kind::Narrows => "every packet that no rule allowed; the policy only observed",
-            Kind::Widens | Kind::Reroutes => "every packet that no rule allows; the policy only observes",
-        };
-        return vec![said.to_string()];
-    }
-    let sentence = |part| phrases(part, symbols).join(", ");
-    match (change.fit, change.kind) {
-        (Fit::Exact, _) => vec![sentence(&change.hull)],
-        (Fit::Filled, Kind::Narrows) => vec![format!("{}, unless another rule still allows it", sentence(&change.hull))],
-        (Fit::Filled, Kind::Widens) => vec![format!("{}, unless another rule allowed it before", sentence(&change.hull))],
-        (Fit::Filled, Kind::Reroutes) | (Fit::Loose, _) => change.parts.iter().map(sentence).collect(),
-    }
+    let sentence = |part: &Part| format!("{}: {}", directions(part), phrases(part, symbols).join(", "));
+    let of_section = |section: &Section| match (section.fit, change.kind) {
+        _ if change.is_of_mode() => {
+            let said = match change.kind {
+                Kind::Narrows => "every packet that no rule allowed; the policy only observed",
+                Kind::Widens | Kind::Reroutes => "every packet that no rule allows; the policy only observes",
+            };
+            vec![format!("{}: {said}", directions(&section.hull))]
+        }
+        (Fit::Exact | Fit::Opening, _) => vec![sentence(&section.hull)],
+        (Fit::Filled, Kind::Narrows) => vec![format!("{}, unless another rule still allows it", sentence(&section.hull))],
+        (Fit::Filled, Kind::Widens) => vec![format!("{}, unless another rule allowed it before", sentence(&section.hull))],
+        (Fit::Filled, Kind::Reroutes) | (Fit::Loose, _) => section.parts.iter().map(sentence).collect(),
+    };
+    change.sections.iter().flat_map(of_section).collect()
+}
+
+/// The directions of a part.
+fn directions(part: &Part) -> String {
+    part.places.iter().map(|place| crate::judge::compare::direction(place.direction())).collect::<Vec<_>>().join(", ")
 }
 
 /// Where the rules of a policy stand.
@@ -361,11 +368,6 @@ impl Told {
     fn witness(&self) -> String {
         let witness = &self.change.witness;
         if witness.besides.is_empty() { witness.spec.to_string() } else { format!("{} ({})", witness.spec, witness.besides.join(", ")) }
-    }
-
-    /// Its directions.
-    fn directions(&self) -> String {
-        self.change.directions().into_iter().map(crate::judge::compare::direction).collect::<Vec<_>>().join(", ")
     }
 }
 

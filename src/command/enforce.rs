@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
 use crate::command::{Failure, Output};
-use crate::judge::plan::{Plan, plan};
+use crate::judge::plan::{Plan, imagine, plan};
 use crate::pins::{self, Answer, Confirmation, LeaseRules, Outcome, Pins, SpecialAnswers, What};
 use crate::policy::{DnsServer, Policy, PrivateAnswers, Target};
 use crate::ruleset::Ruleset;
@@ -80,15 +80,17 @@ pub fn confirm(policy: &Policy, earlier: &Pins, answers: &BTreeMap<DnsName, Answ
 
 /// What went wrong, name by name, as a clause about the name.
 pub fn problems(confirmation: &Confirmation) -> BTreeMap<DnsName, String> {
+    let mut refused: BTreeMap<&DnsName, Vec<String>> = BTreeMap::new();
+    for change in confirmation.changes.iter().filter(|change| matches!(change.what, What::Refused(_) | What::OverCap)) {
+        refused.entry(&change.name).or_default().push(format!("{} {}", change.address, change.what));
+    }
     let mut problems = BTreeMap::new();
     for (name, outcome) in &confirmation.outcomes {
         let mut words: Vec<String> = match outcome {
             Outcome::Confirmed { complaints, .. } => complaints.clone(),
             Outcome::Kept { why, .. } | Outcome::Unresolved { why } => vec![why.clone()],
         };
-        let refused = confirmation.changes.iter().filter(|change| change.name == *name);
-        let refused = refused.filter(|change| matches!(change.what, What::Refused(_) | What::OverCap));
-        words.extend(refused.map(|change| format!("{} {}", change.address, change.what)));
+        words.extend(refused.remove(name).unwrap_or_default());
         if !words.is_empty() {
             problems.insert(name.clone(), words.join("; "));
         }
@@ -110,32 +112,80 @@ fn ask(names: &[DnsName], servers: &[DnsServer], resolver: &mut dyn Resolver, ou
     answers
 }
 
+/// What the last run told the kernel, and the generation that this made. While that is the kernel's generation, nobody has changed
+/// anything since, and what the kernel holds is known without reading it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    /// The kernel's generation after it.
+    pub kernel: GenerationId,
+    /// What the kernel was told to hold.
+    pub ruleset: Ruleset,
+}
+
+/// What has to change, and how that is known.
+pub struct Proposal {
+    /// The kernel's generation that it starts from.
+    pub generation: GenerationId,
+    /// What the kernel holds.
+    pub there: Option<TableDump>,
+    /// How that is known.
+    pub source: Knowledge,
+    /// What has to change.
+    pub plan: Plan,
+}
+
+/// How it is known what the kernel holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Knowledge {
+    /// It was read.
+    Read,
+    /// It is what it was told, for nobody has changed anything since.
+    Told,
+}
+
+/// Plans how the kernel comes to hold `meant`, without reading it where that is not needed.
+pub fn propose(kernel: &mut dyn Kernel, meant: &Ruleset, told: Option<&Told>, now: Timestamp) -> Result<Proposal, Failure> {
+    if let Some(told) = told
+        && kernel.generation()? == told.kernel
+    {
+        let there = imagine(&told.ruleset, now);
+        let plan = plan(Some(&there), meant, now)?;
+        // A renewed element takes what it has counted along, which only the kernel knows.
+        if plan.renewed.is_empty() {
+            return Ok(Proposal { generation: told.kernel, there: Some(there), source: Knowledge::Told, plan });
+        }
+    }
+    let (generation, there) = kernel.observe(Depth::Pins)?;
+    let plan = plan(there.as_ref(), meant, now)?;
+    Ok(Proposal { generation, there, source: Knowledge::Read, plan })
+}
+
 /// Makes the kernel hold `meant`, and reads it back. `renumber` gives the ruleset its new generation once something has to change.
 /// Retries when somebody else changes the packet filter between reading and committing.
 pub fn commit(
     kernel: &mut dyn Kernel,
     meant: &mut Ruleset,
+    told: Option<&Told>,
     host: &dyn Host,
     renumber: &mut dyn FnMut(&mut Ruleset) -> Result<(), Failure>,
 ) -> Result<Committed, Failure> {
     let mut numbered = false;
     for _ in 0..ATTEMPTS {
         let now = host.now();
-        let (generation, before) = kernel.observe(Depth::Pins)?;
-        let mut change = plan(before.as_ref(), meant, now)?;
+        let Proposal { generation, there, plan: mut change, .. } = propose(kernel, meant, told, now)?;
         if change.is_nothing() {
             return Ok(Committed { plan: change, kernel: generation });
         }
         if !numbered {
             renumber(meant)?;
             numbered = true;
-            change = plan(before.as_ref(), meant, now)?;
+            change = plan(there.as_ref(), meant, now)?;
         }
         match kernel.commit(generation, &change.ops) {
             Ok(committed) => match read_back(kernel, meant, now, host, committed)? {
                 ReadBack::Same => return Ok(Committed { plan: change, kernel: committed }),
                 ReadBack::Interfered => {}
-                ReadBack::Differs(differences) => return Err(go_back(kernel, before.as_ref(), &differences)),
+                ReadBack::Differs(differences) => return Err(go_back(kernel, there.as_ref(), &differences)),
             },
             Err(KernelError::Interfered) => {}
             // Nothing was changed.

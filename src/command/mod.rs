@@ -4,6 +4,7 @@ pub mod apply;
 pub mod arguments;
 pub mod diff;
 pub mod enforce;
+pub mod explain;
 pub mod offline;
 pub mod refresh;
 pub mod remove;
@@ -11,6 +12,8 @@ pub mod restore;
 pub mod source;
 pub mod status;
 pub mod test;
+pub mod verdict;
+pub mod verify;
 
 use std::io::{self, Write};
 
@@ -213,6 +216,8 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
     match command {
         Command::Check(arguments) => offline::check(arguments, world, output),
         Command::Test(arguments) => test::test(arguments, world, output),
+        Command::Explain(arguments) => explain::explain(arguments, world, output),
+        Command::Verify(arguments) => verify::verify(arguments, world, output),
         Command::Schema => offline::schema(output),
         Command::Completions { shell } => offline::completions(*shell, output),
         Command::Man { output_dir } => offline::man(output_dir.as_deref(), world, output),

@@ -168,13 +168,15 @@ fn ruleset_json(ruleset: &Ruleset, now: Timestamp) -> Value {
 
 /// Runs `resolve`.
 pub fn resolve(arguments: &ResolveArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
-    let policy = source::load(&arguments.policy.policy, world.documents, output)?.policy;
-    let (facts, _) = source::facts(&policy, world.host)?;
+    let source = source::load(&arguments.policy.policy, world.documents, output)?;
+    let policy = &source.policy;
+    let (facts, _) = source::facts(policy, world.host)?;
     let earlier = match &arguments.output {
         Some(path) if Path::new(path).exists() => source::pins(path, world.documents)?,
         _ => Pins::default(),
     };
-    let confirmation = enforce::resolve(&policy, &facts, &earlier, world.resolver, world.host.now(), output);
+    let confirmation = enforce::resolve(policy, &facts, &earlier, world.resolver, world.host.now(), output);
+    source::warn_of_shared(&source, &arguments.policy.policy, &confirmation.pins, output)?;
     apply::warn_of(&confirmation, output);
     let printed = pins::print(&confirmation.pins);
     match &arguments.output {

@@ -1,16 +1,17 @@
 //! `refresh`: asks DNS again and tells the kernel only what has changed.
 //!
 //! As long as the kernel's generation is the one that the last run left, nobody has changed anything, and what the kernel holds is
-//! known without reading it: one changed address costs the same in a set of a hundred and in one of a hundred thousand.
+//! known without reading it: one changed address costs the same in a set of a hundred and in one of a hundred thousand. Only pins
+//! that are renewed, once in a quarter of `refresh.keep`, need a look: what they have counted goes with them.
 
 use serde_json::json;
 
 use crate::base::time::Timestamp;
 use crate::command::arguments::RefreshArguments;
-use crate::command::enforce::{self, Committed};
+use crate::command::enforce::{self, Committed, Knowledge, Told};
 use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, Style, Verbosity, apply};
-use crate::judge::plan::{Plan, imagine, plan};
+use crate::judge::plan::{Plan, plan};
 use crate::pins::{Confirmation, Pins};
 use crate::policy::Policy;
 use crate::ruleset::Ruleset;
@@ -98,6 +99,7 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
             && state::load(world.files, held)?.is_some()
         {
             output.warn(&format!("an interrupted apply is finished: generation {held} is what the kernel holds"));
+            state::prepare_current(world.files, held)?;
             state::make_current(world.files, held)?;
             generation = Some(held);
         }
@@ -128,31 +130,29 @@ struct Done {
 
 /// Tells the kernel the difference, without reading it where that is not needed.
 fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &Ruleset, now: Timestamp, world: &mut World) -> Result<Done, Failure> {
-    let told = compile(&job.policy, &job.earlier, &job.told, job.saved.record.generation).loadable();
+    let ruleset = compile(&job.policy, &job.earlier, &job.told, job.saved.record.generation).loadable();
     let last = state::last_refresh(world.files).filter(|last| last.namespace == world.host.namespace());
+    let told = Told { kernel: GenerationId(last.as_ref().map_or(0, |last| last.kernel_generation)), ruleset };
     for _ in 0..ATTEMPTS {
-        let generation = world.kernel.generation()?;
-        let undisturbed = last.as_ref().is_some_and(|last| GenerationId(last.kernel_generation) == generation);
-        let (generation, there, drift) = if undisturbed {
-            (generation, Some(imagine(&told, now)), Vec::new())
-        } else {
-            let (generation, there) = world.kernel.observe(Depth::Pins)?;
-            let drift = plan(there.as_ref(), &told, now)?;
-            // Elements that ended by themselves are no drift.
-            let drift = if drift.touches_rules() { drift.differences() } else { Vec::new() };
-            (generation, there, drift)
+        let proposal = enforce::propose(world.kernel, meant, last.as_ref().map(|_| &told), now)?;
+        let drift = match proposal.source {
+            Knowledge::Told => Vec::new(),
+            Knowledge::Read => {
+                let drift = plan(proposal.there.as_ref(), &told.ruleset, now)?;
+                // Elements that ended by themselves are no drift.
+                if drift.touches_rules() { drift.differences() } else { Vec::new() }
+            }
         };
-        let change = plan(there.as_ref(), meant, now)?;
-        let change = if drift.is_empty() || arguments.repair { change } else { elements_only(change, there.as_ref(), meant) };
+        let whole = drift.is_empty() || arguments.repair;
+        let change = if whole { proposal.plan } else { elements_only(proposal.plan, proposal.there.as_ref(), meant) };
         if change.is_nothing() {
-            return Ok(Done { committed: Committed { plan: change, kernel: generation }, drift });
+            return Ok(Done { committed: Committed { plan: change, kernel: proposal.generation }, drift });
         }
-        match world.kernel.commit(generation, &change.ops) {
+        match world.kernel.commit(proposal.generation, &change.ops) {
             Ok(kernel) => {
-                if change.touches_rules() {
+                if whole && change.touches_rules() {
                     let (_, back) = world.kernel.observe(Depth::Pins)?;
-                    let rest = plan(back.as_ref(), meant, now)?;
-                    if (drift.is_empty() || arguments.repair) && !rest.is_nothing() {
+                    if !plan(back.as_ref(), meant, now)?.is_nothing() {
                         continue;
                     }
                 }

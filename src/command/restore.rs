@@ -34,7 +34,7 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
     };
     let now = world.host.now();
     let mut meant = compile(&restored.policy, &restored.pins, &restored.facts, restored.generation).loadable();
-    let committed = enforce::commit(world.kernel, &mut meant, world.host, &mut |_| Ok(()))?;
+    let committed = enforce::commit(world.kernel, &mut meant, None, world.host, &mut |_| Ok(()))?;
     let last = LastRefresh {
         at: now.0,
         generation: restored.generation,

@@ -72,6 +72,16 @@ pub fn show(findings: &[Diagnostic], content: &[u8], name: &str, output: &mut Ou
     Ok(())
 }
 
+/// Warns of names that packets cannot tell from another name of the policy, because all their addresses are the other's too.
+pub fn warn_of_shared(source: &Source, name: &str, pins: &Pins, output: &mut Output) -> Result<(), Failure> {
+    if output.verbosity == Verbosity::Quiet {
+        return Ok(());
+    }
+    let addresses = pins.names.iter().map(|(name, pins)| (name.clone(), pins.leases.keys().copied().collect())).collect();
+    let found = policy::lint_addresses(&source.policy, &String::from_utf8_lossy(&source.content), &addresses);
+    show(&found, &source.content, name, output)
+}
+
 /// What the host knows, and what it does not: a sentence for each user and group that does not exist.
 pub fn facts(policy: &Policy, host: &dyn Host) -> Result<(Facts, Vec<String>), Failure> {
     let mut facts = Facts::default();

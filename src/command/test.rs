@@ -5,8 +5,8 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::command::arguments::TestArguments;
-use crate::command::{Exit, Failure, Output, source};
-use crate::judge::{TestOutcome, Verdict, policy_tests};
+use crate::command::{Exit, Failure, Output, source, verdict};
+use crate::judge::{TestOutcome, is_placeholder, policy_tests};
 use crate::pins::Pins;
 use crate::policy::{Expectation, Policy};
 use crate::ruleset::compile::Facts;
@@ -46,9 +46,12 @@ fn describe(policy: &Policy, outcome: &TestOutcome) -> String {
     let mut text = format!("{sign} {}:{}: {}: {}", policy.file, outcome.line.0, word(outcome.expect), outcome.packet);
     match &outcome.decisive {
         Some((packet, trace)) if !outcome.ok => {
-            let _ = write!(text, "\n     `{}` gets: {}, by rule `{}`", packet.spec(), verdict(trace.verdict), trace.rule);
-            for step in &trace.steps {
-                let _ = write!(text, "\n       {} `{}`: {}", step.chain, step.rule, step.because);
+            let (got, by) = (verdict::word(trace.verdict), verdict::place(&trace.rule, Some(policy)));
+            // A name without pins is asked about as a whole.
+            let asked = if is_placeholder(&packet.destination) { outcome.packet.to_string() } else { packet.spec().to_string() };
+            let _ = write!(text, "\n     `{asked}` gets: {got}, by rule {by}");
+            for step in verdict::steps(trace, "       ") {
+                let _ = write!(text, "\n{step}");
             }
         }
         None => text.push_str("\n     no packet can be like this"),
@@ -58,7 +61,7 @@ fn describe(policy: &Policy, outcome: &TestOutcome) -> String {
 }
 
 fn outcome_json(outcome: &TestOutcome) -> Value {
-    let (got, rule) = outcome.decisive.as_ref().map(|(_, trace)| (verdict(trace.verdict), trace.rule.clone())).unzip();
+    let (got, rule) = outcome.decisive.as_ref().map(|(_, trace)| (verdict::word(trace.verdict), trace.rule.clone())).unzip();
     json!({
         "line": outcome.line.0,
         "expect": word(outcome.expect),
@@ -73,12 +76,5 @@ fn word(expect: Expectation) -> &'static str {
     match expect {
         Expectation::Allow => "allow",
         Expectation::Deny => "deny",
-    }
-}
-
-fn verdict(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Allow => "allow",
-        Verdict::Deny { .. } => "deny",
     }
 }

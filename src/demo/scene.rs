@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -13,6 +14,9 @@ use crate::demo::namespace::Namespace;
 
 /// The name that the built-in default policy lets out.
 pub const API: &str = "api.openai.com";
+
+/// How long the first packet may take.
+const LAID_WITHIN: Duration = Duration::from_secs(5);
 
 /// Two addresses of one party, IPv4 and IPv6.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +98,24 @@ impl Scene {
         scene.rotate_to(API_AT_FIRST);
         scene.internet.within(|| scene.populate())??;
         scene.open_the_server()?;
+        scene.await_the_cable()?;
         Ok(scene)
+    }
+
+    /// Waits until packets get through, both ways. A cable that has just been laid drops them until the kernel has noticed its
+    /// carrier, which takes up to a second when other links of the machine change at the same time (`net/core/link_watch.c`).
+    fn await_the_cable(&self) -> anyhow::Result<()> {
+        let until = Instant::now() + LAID_WITHIN;
+        let probe = |place: &Namespace, way: Way, home: Home, port| -> anyhow::Result<()> {
+            for address in home.addresses(self.families) {
+                while !place.within(|| attempt(&way, SocketAddr::new(address, port)))?.answered() {
+                    anyhow::ensure!(Instant::now() < until, "the cable between the namespaces carries nothing to {address}");
+                }
+            }
+            Ok(())
+        };
+        probe(&self.server, Way::DnsTcp { name: API.to_string() }, RESOLVER, 53)?;
+        probe(&self.internet, Way::Tcp, SERVER, 443)
     }
 
     /// Lets the name mean other addresses from now on.

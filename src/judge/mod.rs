@@ -2,8 +2,10 @@
 //! and what has to change in a kernel. Values in, values out.
 
 pub mod compare;
+pub mod drift;
 pub mod packet;
 pub mod plan;
+pub mod surroundings;
 pub mod trace;
 
 use std::collections::BTreeMap;
@@ -88,6 +90,14 @@ pub fn symbolic(policy: &Policy, pins: &Pins, facts: &Facts) -> (Pins, Facts) {
         }
     }
     (pins, facts)
+}
+
+/// Whether an address is a placeholder of [`symbolic`].
+pub fn is_placeholder(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.octets()[0] == 0 && !v4.is_unspecified(),
+        IpAddr::V6(v6) => v6.segments()[..4] == [0x100, 0, 0, 0],
+    }
 }
 
 /// Gives a name its placeholders, the `number`th of all, from 1.

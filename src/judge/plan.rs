@@ -147,8 +147,8 @@ impl Differ<'_> {
         let flushed = self.changed_chains(&remade);
         // Anonymous sets belong to rules and go with them.
         remade.retain(|name| !name.starts_with("__"));
-        let gone: Vec<String> =
-            self.dump.sets.keys().filter(|name| !self.target.sets.contains_key(*name) && !name.starts_with("__")).cloned().collect();
+        let unmeant = self.dump.sets.iter().filter(|(name, (def, _))| !self.target.sets.contains_key(*name) && !is_anonymous(def));
+        let gone: Vec<String> = unmeant.map(|(name, _)| name.clone()).collect();
 
         // ORDER: rules go before the sets they use and come after them; chains come before rules that jump to them.
         let existing: BTreeMap<&str, &ChainDef> = self.dump.chains.iter().map(|(def, _)| (def.name.as_str(), def)).collect();
@@ -259,6 +259,11 @@ impl Differ<'_> {
         }
         self.add(def, &added);
     }
+}
+
+/// Whether the set is a part of the rule that uses it. A name tells nothing: anybody can call a set `__set0`.
+fn is_anonymous(def: &SetDef) -> bool {
+    def.foreign.as_ref().is_some_and(|words| words.contains("anonymous"))
 }
 
 /// Where a chain hangs: everything but its policy.

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use crate::base::packet::Direction;
 use crate::judge::packet::{Packet, STRANGER, value};
 use crate::ruleset::field::{Field, LOOPBACK};
-use crate::ruleset::program::Hook;
+use crate::ruleset::program::{Base, Hook};
 use crate::ruleset::rule::{Action, Carries, Operator, Rule, Side, Statement, Test};
 use crate::ruleset::set::Member;
 use crate::ruleset::text::{write_rule, write_test};
@@ -87,6 +87,16 @@ pub enum Outcome {
 /// More chains inside each other than the kernel's sixteen would be a loop, which it refuses to load.
 const DEPTH: usize = 64;
 
+/// The hooks that a packet meets, in order. A ruleset that we compiled hangs at the middle ones only; what others put into our table
+/// may hang anywhere.
+pub(super) fn hooks(direction: Direction) -> &'static [Hook] {
+    match direction {
+        Direction::In => &[Hook::Prerouting, Hook::Input],
+        Direction::Out => &[Hook::Output, Hook::Postrouting],
+        Direction::Forward => &[Hook::Prerouting, Hook::Forward, Hook::Postrouting],
+    }
+}
+
 /// Judges a packet under these rules. Total: what the kernel would refuse to load (a chain or set that does not exist, a loop)
 /// ends in a drop or does not match.
 pub fn judge(ruleset: &Ruleset, packet: &Packet) -> Trace {
@@ -99,18 +109,14 @@ pub fn decide(ruleset: &Ruleset, packet: &Packet) -> Trace {
 }
 
 fn walk(ruleset: &Ruleset, packet: &Packet, words: Words) -> Trace {
-    let hook = match packet.direction {
-        Direction::In => Hook::Input,
-        Direction::Out => Hook::Output,
-        Direction::Forward => Hook::Forward,
-    };
     let mut walk = Walk { ruleset, packet, words, steps: Vec::new() };
-    let mut bases: Vec<_> = ruleset.chains.iter().filter_map(|chain| Some((chain, chain.def.base.as_ref()?))).collect();
-    bases.retain(|(_, base)| base.hook == hook);
-    bases.sort_by_key(|(_, base)| base.priority);
+    let hooks = hooks(packet.direction);
+    let met = |chain| base_at(hooks, chain);
+    let mut bases: Vec<_> = ruleset.chains.iter().filter_map(met).collect();
+    bases.sort_by_key(|(hook, _, base)| (*hook, base.priority));
     // An accept ends only its own base chain; a refusal ends all.
     let mut last = None;
-    for (chain, base) in bases {
+    for (_, chain, base) in bases {
         let end = walk.chain(chain, 0).unwrap_or_else(|| {
             let verdict = if base.accepts { Verdict::Allow } else { Verdict::Deny { how: Refusal::Drop } };
             End { verdict, rule: "policy".to_string(), target: None, chain: chain.def.name.clone() }
@@ -123,6 +129,12 @@ fn walk(ruleset: &Ruleset, packet: &Packet, words: Words) -> Trace {
     }
     let end = last.unwrap_or(End { verdict: Verdict::Allow, rule: "no-rules".to_string(), target: None, chain: String::new() });
     Trace { verdict: end.verdict, rule: end.rule, target: end.target, chain: end.chain, steps: walk.steps }
+}
+
+/// A base chain that hangs at one of these hooks, and which of them it is.
+pub(super) fn base_at<'a>(hooks: &[Hook], chain: &'a Chain) -> Option<(usize, &'a Chain, &'a Base)> {
+    let base = chain.def.base.as_ref()?;
+    Some((hooks.iter().position(|hook| *hook == base.hook)?, chain, base))
 }
 
 /// Where the walk ends.
@@ -450,6 +462,18 @@ mod tests {
         assert_eq!(decided("192.0.2.3"), ("outbound tcp 443".to_string(), None));
         let missed = judge(&rules, &to("192.0.2.4", 443));
         assert_eq!(missed.steps[0].because, "`ip daddr @s`: 192.0.2.4 is not in it");
+    }
+
+    #[test]
+    fn a_chain_that_others_hung_behind_ours_has_the_last_word() {
+        let accept = || vec![rule("all", vec![], Action::Accept)];
+        let mut behind = Chain::base(Hook::Postrouting, Mode::Enforce, vec![]);
+        behind.def.name = "behind".to_string();
+        let rules = ruleset(vec![behind, output(accept())]);
+        let trace = judge(&rules, &to("192.0.2.1", 1));
+        assert_eq!((trace.verdict, trace.chain.as_str()), (deny(Refusal::Drop), "behind"));
+        let incoming = Packet { direction: Direction::In, ..to("192.0.2.1", 1) };
+        assert_eq!(judge(&rules, &incoming).rule, "no-rules");
     }
 
     #[test]

@@ -169,6 +169,12 @@ fn confirm_name(
                 changes.entry(address).or_insert(What::Draining);
             }
         }
+        // What this answer lacks was seen before it, were it in the same second; the last confirmation tells draining from live.
+        for (_, lease) in pins.leases.iter_mut().filter(|(address, lease)| lease.last_seen >= now && !accepted.contains_key(address)) {
+            lease.last_seen = Timestamp(now.0.saturating_sub(1));
+            lease.first_seen = lease.first_seen.min(lease.last_seen);
+            lease.expires = lease.expires.min(lease.last_seen.plus(rules.keep));
+        }
     }
     pins.leases.retain(|address, lease| {
         let runs = lease.expires > now;

@@ -63,6 +63,17 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The line that names a destination, by the id of its rule and by what the rule calls it: a name or a network.
+    pub fn destination_line(&self, id: &str, target: &str) -> Option<Line> {
+        let ways = self.outbound.iter().filter(|way| way.id.as_str() == id).flat_map(|way| &way.to);
+        let destinations = ways.chain(self.host.ntp.iter().filter(|_| id == "ntp"));
+        let said = |destination: &&Destination| match &destination.target {
+            Target::Name(name) => name.as_str() == target,
+            Target::Net(net) => net.to_string() == target || (net.prefix_len() == net.max_prefix_len() && net.addr().to_string() == target),
+        };
+        destinations.into_iter().find(said).map(|destination| destination.line).or_else(|| self.rule_line(id))
+    }
+
     /// The line of the file that a rule comes from, by the rule's id; `None` for rules that no line asks for.
     pub fn rule_line(&self, id: &str) -> Option<Line> {
         match id {

@@ -13,7 +13,7 @@ use crate::policy::yaml::{Node, Span, Value};
 use crate::policy::{Destination, Line, Outbound, Scope, Target, Transport};
 
 /// Ids of the rules that every policy has. No way out may take one.
-pub const RESERVED_IDS: [&str; 16] = [
+pub const RESERVED_IDS: [&str; 24] = [
     "loopback",
     "management",
     "quarantine",
@@ -30,6 +30,14 @@ pub const RESERVED_IDS: [&str; 16] = [
     "refuse-forward",
     "invalid",
     "identity",
+    "late-answer",
+    "published",
+    "group",
+    "essential",
+    "outbound",
+    "ledger",
+    "policy",
+    "no-rules",
 ];
 
 const KEYS: [&str; 5] = ["id", "to", "port", "protocol", "for"];
@@ -256,8 +264,9 @@ impl<'t> Reader<'_, 't> {
             return None;
         }
         let named = |text: &str, parse: fn(&str) -> Result<String, String>| parse(text).map(String::into_boxed_str).map_err(Complaint::new);
-        // The highest number means "nobody" to the kernel.
-        let highest = u64::from(u32::MAX - 1);
+        // The highest number means "nobody" to the kernel, and the one below it to tools that read -2: no account has either, and
+        // packets of nobody in particular are judged as the latter's.
+        let highest = u64::from(u32::MAX - 2);
         if matches!(kind, "user" | "group") && self.is_number(value) {
             let (number, Value::Scalar { text, .. }) = (if kind == "user" { "uid" } else { "gid" }, &value.value) else { return None };
             let help = format!("a number is written `{number}: {}`", said(text).trim_matches('`'));

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::base::name::Slug;
 use crate::base::time::{Period, Timestamp};
+use crate::policy::Mode;
 use crate::ruleset::field::{Field, Guard};
 use crate::ruleset::program::{Comparison, Elements, Expr, Register, RuleProgram, TableDump, Verdict};
 use crate::ruleset::rule::{Action, Carries, Operator, Rate, RateUnit, Rule, Side, Statement, Test};
 use crate::ruleset::set::{Member, Set};
-use crate::ruleset::{Chain, IDENTITY_CHAIN, Identity, LOG_GROUP, TABLE_COMMENT};
+use crate::ruleset::{Chain, IDENTITY_CHAIN, Identity, LOG_GROUP, Ruleset, TABLE_COMMENT};
 
 /// A table as it was found, in the ruleset's own types as far as it can be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +22,12 @@ pub struct Found {
     pub sets: BTreeMap<String, Set>,
     /// What is not understood, in words: rules, sets, objects, table flags.
     pub foreign: Vec<String>,
+    /// Whether the table is switched off (`NFT_TABLE_F_DORMANT`).
+    pub dormant: bool,
 }
+
+/// `NFT_TABLE_F_DORMANT`.
+const DORMANT: u32 = 1;
 
 /// A chain as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +36,66 @@ pub struct FoundChain {
     pub chain: Chain,
     /// Whether some of its rules are not understood.
     pub has_foreign: bool,
+    /// Those rules, in order.
+    pub foreign: Vec<ForeignRule>,
 }
+
+/// A rule that is not understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignRule {
+    /// How many of the rules of its chain that are understood stand before it.
+    pub before: usize,
+    /// Its comment.
+    pub comment: String,
+    /// What is not understood.
+    pub why: String,
+}
+
+impl Found {
+    /// The rules to be judged, with a rule of this action in the place of each that is not understood. What holds with `accept` and
+    /// with `drop` in their places holds whatever they do.
+    pub fn ruleset(&self, unknown: &Action) -> Ruleset {
+        let nobody =
+            || Identity { policy: Slug::nearest("unknown", "unknown"), sha256: "0".repeat(64), generation: 0, mode: Mode::Enforce };
+        let chains = match self.dormant {
+            // The kernel takes the hooks of a dormant table away: packets meet none of its chains.
+            true => Vec::new(),
+            false => self.chains.iter().map(|found| found.with(unknown, &self.sets)).collect(),
+        };
+        Ruleset { identity: self.identity.clone().unwrap_or_else(nobody), chains, sets: self.sets.clone() }
+    }
+}
+
+impl FoundChain {
+    fn with(&self, unknown: &Action, sets: &BTreeMap<String, Set>) -> Chain {
+        let stand_in = |why: &str| Rule::new(format!("{NOT_UNDERSTOOD}{why}"), vec![], vec![], unknown.clone());
+        let mut rules = Vec::new();
+        if let Some(base) = self.chain.def.base.as_ref().filter(|base| base.kind != "filter") {
+            // Not every packet meets a chain of another kind.
+            rules.push(stand_in(&format!("a chain of kind {}", base.kind)));
+        }
+        let mut foreign = self.foreign.iter().peekable();
+        for (position, rule) in self.chain.rules.iter().enumerate() {
+            while let Some(ForeignRule { why, .. }) = foreign.next_if(|rule| rule.before <= position) {
+                rules.push(stand_in(why));
+            }
+            // Elements that carry statements hold a packet only when those match.
+            match rule
+                .sets()
+                .filter_map(|set| sets.get(set))
+                .find_map(|set| set.def.foreign.as_ref().filter(|why| why.contains("statement")))
+            {
+                Some(why) => rules.push(stand_in(why)),
+                None => rules.push(rule.clone()),
+            }
+        }
+        rules.extend(foreign.map(|rule| stand_in(&rule.why)));
+        Chain { def: self.chain.def.clone(), rules }
+    }
+}
+
+/// How the id of a rule begins that stands in the place of one that is not understood.
+pub const NOT_UNDERSTOOD: &str = "not understood: ";
 
 /// Lifts a whole table read at `now`.
 pub fn lift(dump: &TableDump, now: Timestamp) -> Found {
@@ -43,17 +109,18 @@ pub fn lift(dump: &TableDump, now: Timestamp) -> Found {
     let mut chains = Vec::new();
     for (def, programs) in &dump.chains {
         let mut rules = Vec::new();
-        let mut has_foreign = false;
+        let mut not_understood = Vec::new();
         for (position, program) in programs.iter().enumerate() {
             match lift_rule(program) {
                 Ok(rule) => rules.push(rule),
                 Err(why) => {
-                    has_foreign = true;
                     foreign.push(format!("rule {} of chain `{}`: {why}", position + 1, def.name));
+                    not_understood.push(ForeignRule { before: rules.len(), comment: program.comment.clone(), why });
                 }
             }
         }
-        chains.push(FoundChain { chain: Chain { def: def.clone(), rules }, has_foreign });
+        let has_foreign = !not_understood.is_empty();
+        chains.push(FoundChain { chain: Chain { def: def.clone(), rules }, has_foreign, foreign: not_understood });
     }
     let mut sets = BTreeMap::new();
     for (name, (def, elements)) in &dump.sets {
@@ -64,7 +131,7 @@ pub fn lift(dump: &TableDump, now: Timestamp) -> Found {
     }
     let identity = dump.chains.iter().find(|(def, _)| def.name == IDENTITY_CHAIN);
     let identity = identity.and_then(|(_, rules)| Identity::from_comments(rules.iter().map(|rule| rule.comment.as_str())));
-    Found { identity, chains, sets, foreign }
+    Found { identity, chains, sets, foreign, dormant: dump.table.flags & DORMANT != 0 }
 }
 
 /// Elements with the time they end.
@@ -87,7 +154,7 @@ pub fn lift_rule(program: &RuleProgram) -> Result<Rule, String> {
         }
         match expr {
             Expr::Meta { into, .. } | Expr::Ct { into, .. } | Expr::Payload { into, .. } | Expr::SocketCgroup { into, .. } => {
-                lifting.load(*into, expr);
+                lifting.load(*into, expr)?;
             }
             Expr::Bitwise { from, into, mask, xor } => lifting.bitwise(*from, *into, mask, xor)?,
             Expr::Compare { how: Comparison::GreaterOrEqual, from, data } => match exprs.next() {
@@ -101,10 +168,12 @@ pub fn lift_rule(program: &RuleProgram) -> Result<Rule, String> {
             Expr::Lookup { set, from, inverted: false } => lifting.lookup(set, *from)?,
             Expr::Update { set, operation: 1, from, timeout_ms, element } => lifting.update(set, *from, *timeout_ms, element)?,
             Expr::Limit { .. } => {
+                lifting.nothing_unread()?;
                 let (rate, side) = lift_limit(expr).ok_or("a limit of another kind")?;
                 lifting.statements.push(Statement::Limit(rate, side));
             }
             Expr::Log { prefix, group, snaplen: 128, threshold: 1 } if *group == LOG_GROUP => {
+                lifting.nothing_unread()?;
                 lifting.statements.push(Statement::Log { prefix: prefix.clone() });
             }
             Expr::Verdict(verdict) => lifting.action = Some(lift_verdict(verdict)),
@@ -114,6 +183,7 @@ pub fn lift_rule(program: &RuleProgram) -> Result<Rule, String> {
             other => return Err(format!("{other:?}")),
         }
     }
+    lifting.nothing_unread()?;
     let action = lifting.action.unwrap_or(Action::Continue);
     let rule = Rule::new(program.comment.clone(), lifting.tests, lifting.statements, action);
     if lifting.late.iter().any(|test| rule.tests.contains(test)) {
@@ -134,8 +204,19 @@ struct Lifting<'a> {
 }
 
 impl<'a> Lifting<'a> {
-    fn load(&mut self, into: Register, expr: &'a Expr) {
-        self.registers.insert(into, (expr, None));
+    fn load(&mut self, into: Register, expr: &'a Expr) -> Result<(), String> {
+        match self.registers.insert(into, (expr, None)) {
+            Some((unread, _)) => Err(format!("nothing looks at {unread:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// A load that nothing looks at is a test all the same: the rule ends there for packets that do not have the value.
+    fn nothing_unread(&self) -> Result<(), String> {
+        match self.registers.values().next() {
+            Some((unread, _)) => Err(format!("nothing looks at {unread:?}")),
+            None => Ok(()),
+        }
     }
 
     fn bitwise(&mut self, from: Register, into: Register, mask: &'a [u8], xor: &[u8]) -> Result<(), String> {
@@ -229,6 +310,9 @@ impl<'a> Lifting<'a> {
     }
 
     fn test(&mut self, field: Field, operator: Operator) -> Result<(), String> {
+        if self.registers.len() > 1 {
+            return Err("a test beside a value that nothing looks at".to_string());
+        }
         let test = Test { field, operator };
         if !self.statements.is_empty() {
             self.late.push(test.clone());

@@ -10,6 +10,7 @@ pub mod lower;
 pub mod program;
 pub mod rule;
 pub mod set;
+pub mod surroundings;
 pub mod text;
 
 use std::collections::BTreeMap;

@@ -72,14 +72,14 @@ impl Set {
         self.members.insert(octets(&net.network()), Member { last: Some(octets(&net.broadcast())), expires: None, comment });
     }
 
-    /// The member that holds this key.
+    /// The member that holds this key. One without a key of its own (`*`, since 5.13; never ours) holds what no other does.
     pub fn find(&self, key: &[u8]) -> Option<(&Key, &Member)> {
-        let (first, member) = self.members.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
-        let holds = match &member.last {
+        let nearest = self.members.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
+        let holds = match &nearest.1.last {
             Some(last) => key <= last.as_slice(),
-            None => first.as_slice() == key,
+            None => nearest.0.as_slice() == key,
         };
-        holds.then_some((first, member))
+        if holds { Some(nearest) } else { self.members.first_key_value().filter(|(key, _)| key.is_empty()) }
     }
 }
 
@@ -118,7 +118,9 @@ pub fn comment<'a>(sources: impl IntoIterator<Item = (&'a Slug, &'a Target)>) ->
         let reserve = if rest > 1 { 8 } else { 0 };
         if text.len() + separator.len() + word.len() + reserve > COMMENT_MAX {
             if position == 0 {
-                return cut(word);
+                // The rule's id says more than the end of a long name.
+                let (target, id) = word.split_once(" [").map_or((word.as_str(), String::new()), |(target, id)| (target, format!(" [{id}")));
+                return format!("{}{id}", cut_to(target, COMMENT_MAX - id.len()));
             }
             return format!("{text}, +{rest}");
         }
@@ -130,10 +132,15 @@ pub fn comment<'a>(sources: impl IntoIterator<Item = (&'a Slug, &'a Target)>) ->
 
 /// The text, cut to what a comment holds.
 pub fn cut(text: &str) -> String {
-    if text.len() <= COMMENT_MAX {
+    cut_to(text, COMMENT_MAX)
+}
+
+/// The text, cut to this many octets.
+fn cut_to(text: &str, most: usize) -> String {
+    if text.len() <= most {
         return text.to_string();
     }
-    let end = (0..=COMMENT_MAX - 3).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=most.saturating_sub(3)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     format!("{}...", &text[..end])
 }
 
@@ -166,7 +173,8 @@ mod tests {
         let text = comment(names.iter().map(|name| (&rule, name)));
         assert!(text.len() <= COMMENT_MAX && text.contains(", +"), "{text}");
         let long = name(&format!("{}.example.com", ["a".repeat(60).as_str(); 3].join(".")));
-        assert!(comment([(&rule, &long)]).len() <= COMMENT_MAX);
+        let text = comment([(&rule, &long)]);
+        assert!(text.len() <= COMMENT_MAX && text.ends_with("... [many]"), "{text}");
     }
 
     #[test]

@@ -62,6 +62,40 @@ impl Files for StateDirectory {
         replace(&self.path.join(name), content, 0o600, Disk::Wait)
     }
 
+    fn write_all(&mut self, files: &[(&str, &[u8])]) -> Result<(), FileError> {
+        self.make()?;
+        let files: Vec<(PathBuf, &[u8])> = files.iter().map(|(name, content)| (self.path.join(name), *content)).collect();
+        let changed: Vec<_> = files.iter().filter(|(path, content)| !fs::read(path).is_ok_and(|there| there == *content)).collect();
+        let undo = |from: usize| changed.iter().skip(from).for_each(|(path, _)| drop(fs::remove_file(beside(path))));
+        for (path, content) in &changed {
+            write_beside(path, content, 0o600, Disk::Wait).map_err(|error| {
+                undo(0);
+                explain("write", path, &error)
+            })?;
+        }
+        for (position, (path, _)) in changed.iter().enumerate() {
+            rename_beside(path, Disk::Trust).map_err(|error| {
+                undo(position);
+                explain("write", path, &error)
+            })?;
+        }
+        match changed.is_empty() {
+            true => Ok(()),
+            false => sync_directory(&self.path).map_err(|error| explain("write", &self.path, &error)),
+        }
+    }
+
+    fn prepare(&mut self, name: &str, content: &[u8]) -> Result<(), FileError> {
+        self.make()?;
+        let path = self.path.join(name);
+        write_beside(&path, content, 0o600, Disk::Wait).map_err(|error| explain("write", &path, &error))
+    }
+
+    fn publish(&mut self, name: &str) -> Result<(), FileError> {
+        let path = self.path.join(name);
+        rename_beside(&path, Disk::Wait).map_err(|error| explain("replace", &path, &error))
+    }
+
     fn note(&mut self, name: &str, content: &[u8]) -> Result<(), FileError> {
         self.make()?;
         replace(&self.path.join(name), content, 0o600, Disk::Trust)
@@ -160,24 +194,43 @@ fn is_alive(note: &str) -> bool {
     pid.is_some_and(|pid| Path::new("/proc").join(pid.to_string()).exists())
 }
 
-/// Writes beside the file and renames, so that a reader sees the old content or the new one.
-fn replace(path: &Path, content: &[u8], mode: u32, disk: Disk) -> Result<(), FileError> {
+/// Where a file stands while it is being written.
+fn beside(path: &Path) -> PathBuf {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}{BESIDE}", std::process::id()));
-    let beside = PathBuf::from(beside);
+    PathBuf::from(beside)
+}
+
+/// Writes beside the file; leaves nothing when that fails.
+fn write_beside(path: &Path, content: &[u8], mode: u32, disk: Disk) -> io::Result<()> {
+    let beside = beside(path);
     let written = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside).and_then(|mut file| {
         file.write_all(content)?;
         if disk == Disk::Wait { file.sync_all() } else { Ok(()) }
     });
-    let replaced = written.and_then(|()| fs::rename(&beside, path)).and_then(|()| match path.parent() {
+    written.inspect_err(|_| drop(fs::remove_file(&beside)))
+}
+
+/// Replaces a file by what was written beside it; leaves nothing beside it when that fails.
+fn rename_beside(path: &Path, disk: Disk) -> io::Result<()> {
+    let beside = beside(path);
+    fs::rename(&beside, path).inspect_err(|_| drop(fs::remove_file(&beside)))?;
+    match path.parent() {
         // The name is on the disk only when the directory is.
-        Some(parent) if disk == Disk::Wait => File::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?.sync_all(),
+        Some(parent) if disk == Disk::Wait => sync_directory(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }),
         _ => Ok(()),
-    });
-    replaced.map_err(|error| {
-        let _ = fs::remove_file(&beside);
-        explain("write", path, &error)
-    })
+    }
+}
+
+/// Puts the names in a directory on the disk.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Writes beside the file and renames, so that a reader sees the old content or the new one.
+fn replace(path: &Path, content: &[u8], mode: u32, disk: Disk) -> Result<(), FileError> {
+    let replaced = write_beside(path, content, mode, disk).and_then(|()| rename_beside(path, disk));
+    replaced.map_err(|error| explain("write", path, &error))
 }
 
 fn explain(verb: &str, path: &Path, error: &io::Error) -> FileError {

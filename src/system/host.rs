@@ -14,7 +14,7 @@ use nix::unistd::{Group, User};
 
 use crate::base::time::Timestamp;
 use crate::pins::Anchor;
-use crate::system::resolv_conf;
+use crate::system::{netlink, resolv_conf};
 use crate::world::Host;
 
 /// How many control groups are looked at for one unit, and how deep. A host with thousands of units has them in few slices.
@@ -81,9 +81,10 @@ impl Host for LocalHost {
     }
 
     fn namespace(&self) -> String {
-        // The number of a namespace is used again after a boot, and never within one while anything can be in it.
-        let inode = fs::metadata("/proc/thread-self/ns/net").map(|namespace| namespace.ino()).unwrap_or_default();
-        format!("{}/{inode}", self.boot_id().unwrap_or_default())
+        // A namespace gets the inode of one that is gone, so the kernel's own count of them is taken where there is one.
+        let inode = || fs::metadata("/proc/thread-self/ns/net").map(|namespace| namespace.ino()).unwrap_or_default();
+        let number = netlink::namespace_cookie().map_or_else(|| format!("inode {}", inode()), |cookie| cookie.to_string());
+        format!("{}/{number}", self.boot_id().unwrap_or_default())
     }
 
     fn user(&self, name: &str) -> Result<Option<u32>, String> {

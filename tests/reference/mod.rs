@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use egressguard::base::net::{IpNet, Protocol};
+use egressguard::base::net::IpNet;
 use egressguard::base::packet::{Direction, State};
 use egressguard::judge::Packet;
 use egressguard::judge::packet::{Link, Payload};
@@ -70,7 +70,20 @@ fn comes_in(policy: &Policy, packet: &Packet) -> bool {
 }
 
 fn goes_out(policy: &Policy, pins: &Pins, facts: &Facts, packet: &Packet) -> bool {
-    if packet.link == Link::Loopback || belongs(packet) {
+    if packet.link == Link::Loopback {
+        return true;
+    }
+    if policy.host.dhcp && !is_v6(packet) {
+        let everybody = packet.destination == "255.255.255.255".parse::<IpAddr>().unwrap();
+        let renews = matches!(packet.payload, Payload::Udp { source: 68, destination: 67 }) && !everybody;
+        let nobody_listens =
+            packet.payload == Payload::Icmp(3) && packet.tracking.state == State::Related && packet.tracking.original_port == Some(68);
+        if renews || nobody_listens {
+            return false;
+        }
+    }
+    let reset = matches!(packet.payload, Payload::Tcp { flags, .. } if flags & 0x04 != 0) && packet.tracking.state == State::Related;
+    if belongs(packet) || reset {
         return true;
     }
     if let Payload::Icmpv6(kind) = packet.payload
@@ -86,7 +99,7 @@ fn goes_out(policy: &Policy, pins: &Pins, facts: &Facts, packet: &Packet) -> boo
         && let Payload::Udp { source, destination, .. } = packet.payload
     {
         if !is_v6(packet) && (source, destination) == (68, 67) {
-            return packet.destination == "255.255.255.255".parse::<IpAddr>().unwrap();
+            return true;
         }
         if is_v6(packet) && (source, destination) == (546, 547) && link_scope(packet.destination) {
             return true;
@@ -106,24 +119,28 @@ fn passes(policy: &Policy, pins: &Pins, facts: &Facts, packet: &Packet) -> bool 
     if policy.host.forward == Forward::Deny {
         return false;
     }
-    if belongs(packet) || listed(policy, pins, facts, packet) {
+    if belongs(packet) {
         return true;
+    }
+    let translated = packet.tracking.state != State::Invalid && packet.tracking.status & TRANSLATED != 0;
+    if !translated {
+        return listed(policy, pins, facts, packet);
     }
     policy.inbound.as_ref().is_some_and(|inbound| {
         let (tcp, udp) = ports(packet);
         let carries = if inbound.protocol == Transport::Tcp { tcp } else { udp };
-        packet.tracking.state != State::Invalid
-            && packet.tracking.status & TRANSLATED != 0
-            && carries.is_some()
-            && packet.tracking.original_port == Some(inbound.port)
-            && welcome(&inbound.from, packet.source)
+        carries.is_some() && packet.tracking.original_port == Some(inbound.port) && welcome(&inbound.from, packet.source)
     })
 }
 
 /// Whether it belongs to a connection that was allowed.
 fn belongs(packet: &Packet) -> bool {
-    let icmp = [Protocol::ICMP, Protocol::ICMPV6].contains(&packet.payload.protocol());
-    packet.tracking.state == State::Established || (icmp && packet.tracking.state == State::Related)
+    let error = match packet.payload {
+        Payload::Icmp(kind) => !is_v6(packet) && [3, 11, 12].contains(&kind),
+        Payload::Icmpv6(kind) => is_v6(packet) && [1, 2, 3, 4].contains(&kind),
+        _ => false,
+    };
+    packet.tracking.state == State::Established || (error && packet.tracking.state == State::Related)
 }
 
 /// Whether resolvers, time servers or the list of ways out name it.

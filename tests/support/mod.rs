@@ -183,7 +183,7 @@ impl World {
              link set downlink up"
         ))?;
         for address in [API_V4, LATER_V4, NEIGHBOUR_V4, STRANGER_V4, RESOLVER_V4, SECOND_RESOLVER_V4, API_V6, LATER_V6, STRANGER_V6] {
-            net.ip(&format!("addr add {address}{} dev lo", if address.contains(':') { "/128" } else { "/32" }))?;
+            net.ip(&format!("addr add {address}{}", if address.contains(':') { "/128 dev lo nodad" } else { "/32 dev lo" }))?;
         }
         host.ip(&format!(
             "addr add {HOST_V4}/24 dev uplink
@@ -199,7 +199,12 @@ impl World {
         host.namespace.within(people::open_the_host).map_err(|error| error.to_string())?.map_err(|error| format!("{error:#}"))?;
         let mut nameserver = Nameserver::new(&net.name, &directory.path().join("knot"), &[RESOLVER_V4])?;
         nameserver.set(API, &[API_V4, API_V6])?;
-        Ok(World { nameserver, host, net, behind: None, authority, directory })
+        let world = World { nameserver, host, net, behind: None, authority, directory };
+        // A cable that has just been laid drops packets until the kernel has noticed its carrier.
+        eventually("the cable carries packets", || {
+            world.attempt(Side::Host, Way::DnsTcp { name: API.to_string() }, RESOLVER_V4, 53).answered()
+        });
+        Ok(world)
     }
 
     /// Runs the program on the host's namespace with a state directory of this world.
@@ -215,6 +220,16 @@ impl World {
     /// The same, still running; both outputs are pipes.
     pub fn egressguard_started(&self, arguments: &[&str]) -> std::process::Child {
         self.command(&[], arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program runs")
+    }
+
+    /// Runs the program as a person does who came by SSH: inside the host's namespace, with this `SSH_CONNECTION`, and with no
+    /// parent outside of it.
+    pub fn egressguard_by_ssh(&self, connection: &str, arguments: &[&str]) -> Output {
+        let mut command = self.host.command("unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "sh", "-c", "\"$@\"; exit $?", "sh", env!("CARGO_BIN_EXE_egressguard")]);
+        command.args(arguments).env("SSH_CONNECTION", connection).env("NO_COLOR", "1").stdin(Stdio::null());
+        command.arg("--state-dir").arg(self.state()).arg("--resolv-conf").arg(self.directory.path().join("resolv.conf"));
+        Output::of(command.output().expect("the program runs"))
     }
 
     fn command(&self, wrapper: &[&str], arguments: &[&str]) -> Command {
@@ -292,6 +307,21 @@ impl World {
         let mut addresses: Vec<String> = objects.into_iter().flatten().filter_map(key).collect();
         addresses.sort();
         addresses
+    }
+
+    /// In how many seconds each address of a set ends, by itself.
+    #[track_caller]
+    pub fn ends(&self, set: &str) -> Vec<(String, u64)> {
+        let listed = self.nft(&["-j", "list", "set", "inet", "egressguard", set]).exits(0);
+        let value: serde_json::Value = serde_json::from_str(&listed.stdout).expect("nft writes JSON");
+        let objects = value["nftables"].as_array().expect("a list").iter().find_map(|object| object["set"]["elem"].as_array());
+        let of = |element: &serde_json::Value| Some((element["elem"]["val"].as_str()?.to_string(), element["elem"]["expires"].as_u64()?));
+        objects.into_iter().flatten().filter_map(of).collect()
+    }
+
+    /// A file of this world's directory.
+    pub fn file(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
     }
 
     /// A set as `nft` lists it, with its counters; empty text when there is none.

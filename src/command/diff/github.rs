@@ -21,13 +21,12 @@ pub fn write(report: &Report) -> String {
         let (sentences, more) = report.packets(told, MOST);
         let more = if more > 0 { format!("\nand {more} more") } else { String::new() };
         let said = format!(
-            "{} was {} by {}, is {} by {}\n{}: {}{more}",
+            "{} was {} by {}, is {} by {}\n{}{more}",
             told.witness(),
             verdict(&change.before),
             told.before.rule,
             verdict(&change.after),
             told.after.rule,
-            told.directions(),
             sentences.join("\n")
         );
         annotation(&mut out, level(kind(change.kind)), report, told.look_at, &format!("policy: {}", kind(change.kind)), &said);

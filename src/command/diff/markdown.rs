@@ -31,7 +31,7 @@ pub fn write(report: &Report) -> String {
     }
     for told in &report.changes {
         let (sentences, more) = report.packets(told, MOST);
-        let mut packets: Vec<String> = sentences.iter().map(|sentence| code(&format!("{}: {sentence}", told.directions()))).collect();
+        let mut packets: Vec<String> = sentences.iter().map(|sentence| code(sentence)).collect();
         if more > 0 {
             packets.push(format!("and {more} more"));
         }

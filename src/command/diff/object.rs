@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::command::diff::{Place, Report, Told, effect, kind};
 use crate::judge::Verdict;
-use crate::judge::compare::{Fit, Kind, Setting, Space, Symbols, space};
+use crate::judge::compare::{Kind, Setting, Space, Symbols, space};
 
 /// The whole object. Of a large comparison it is the larger half, so the report goes as the object grows.
 pub fn write(report: Report) -> Value {
@@ -30,9 +30,11 @@ pub fn write(report: Report) -> Value {
 }
 
 fn change(told: &Told, symbols: &Symbols) -> Value {
-    // Where the bounds are exact, there is one part, and it is the same.
-    let parts = told.change.parts.iter().filter(|_| told.change.fit != Fit::Exact);
-    let parts: Vec<Value> = parts.map(|part| words(&space(part, symbols))).collect();
+    // One part alone is what the bounds say.
+    let parts: Vec<Value> = match told.change.parts().count() {
+        1 => Vec::new(),
+        _ => told.change.parts().map(|part| words(&space(part, symbols))).collect(),
+    };
     let verdict = |verdict: Verdict| if verdict == Verdict::Allow { "allow" } else { "deny" };
     let place = |place: &Place| json!({"rule": place.rule, "line": place.line.map(|line| line.0)});
     let mut value = json!({
@@ -42,7 +44,7 @@ fn change(told: &Told, symbols: &Symbols) -> Value {
         "witness": told.change.witness.spec.to_string(),
         "before": place(&told.before),
         "after": place(&told.after),
-        "space": words(&space(&told.change.hull, symbols)),
+        "space": words(&space(&told.change.hull(), symbols)),
     });
     if let Value::Object(fields) = &mut value {
         if !told.change.witness.besides.is_empty() {

@@ -50,7 +50,7 @@ fn change(out: &mut String, report: &Report, told: &Told) {
     entry(out, "", &format!("{before} before, now {after}"));
     let (sentences, more) = report.packets(told, MOST);
     for sentence in sentences {
-        entry(out, "", &format!("{}: {sentence}", told.directions()));
+        entry(out, "", &sentence);
     }
     if more > 0 {
         entry(out, "", &format!("and {more} more such sets of packets, which --json lists"));

@@ -32,7 +32,8 @@ pub enum Dimension {
     HopLimit,
     /// Destination port.
     DestinationPort,
-    /// Destination port before translation. Where nothing was translated it is the destination port.
+    /// Destination port of the first packet of the connection, before translation. Where nothing was translated it is the destination
+    /// port. Packets that have no ports, as errors about a connection, have one of their own, or [`NO_PORT`].
     OriginalPort,
     /// Source port.
     SourcePort,
@@ -133,6 +134,8 @@ impl Place {
     }
 }
 
+/// The original port of a connection that has none.
+pub const NO_PORT: u128 = 1 << 16;
 /// 127.0.0.0/8.
 const LOOPBACK_V4: (u128, u128) = (0x7f00_0000, 0x7fff_ffff);
 /// ::1.
@@ -197,7 +200,8 @@ impl Dimension {
             Dimension::State => Values::points([ct_state::INVALID, ct_state::ESTABLISHED, ct_state::RELATED, ct_state::NEW]),
             Dimension::Translated | Dimension::Sender | Dimension::Socket => up_to(1),
             Dimension::Protocol | Dimension::IcmpType | Dimension::Icmpv6Type | Dimension::HopLimit | Dimension::TcpFlags => up_to(255),
-            Dimension::DestinationPort | Dimension::OriginalPort | Dimension::SourcePort => up_to(u16::MAX.into()),
+            Dimension::DestinationPort | Dimension::SourcePort => up_to(u16::MAX.into()),
+            Dimension::OriginalPort => up_to(NO_PORT),
             // The highest number is that of no user.
             Dimension::User => up_to(NO_USER - 1),
             Dimension::Group | Dimension::SourceV4 | Dimension::DestinationV4 => up_to(u32::MAX.into()),
@@ -220,6 +224,11 @@ impl Dimension {
         }
     }
 
+    /// Protocols whose packets have ports.
+    pub fn ported() -> Values {
+        Values::points([Protocol::TCP, Protocol::UDP].map(|protocol| protocol.0.into()))
+    }
+
     /// The packet's value; `None` where it has none.
     pub fn read(self, packet: &Packet, units: &Units) -> Option<u128> {
         let protocol = packet.payload.protocol();
@@ -234,7 +243,10 @@ impl Dimension {
             Dimension::Icmpv6Type => value(Field::Icmpv6Type, packet),
             Dimension::HopLimit => value(Field::HopLimit, packet),
             Dimension::DestinationPort => value(Field::DestinationPort(protocol), packet),
-            Dimension::OriginalPort => value(Field::OriginalDestinationPort, packet),
+            Dimension::OriginalPort => match value(Field::OriginalDestinationPort, packet) {
+                None if packet.tracking.state != State::Invalid && !protocol.has_ports() => Some(NO_PORT),
+                port => port,
+            },
             Dimension::SourcePort => value(Field::SourcePort(protocol), packet),
             Dimension::TcpFlags => value(Field::TcpFlags, packet),
             Dimension::Unit => packet.socket.as_ref().map(|socket| {

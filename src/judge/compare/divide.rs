@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
 use crate::judge::compare::Trouble;
-use crate::judge::compare::dimension::{Dimension, Place, Units};
+use crate::judge::compare::dimension::{Dimension, NO_PORT, Place, Units};
 use crate::judge::compare::program::{Answer, AtomId, Atoms, End, Label, Program};
 use crate::judge::compare::values::Values;
 
@@ -55,6 +55,8 @@ impl Effort {
 type Met = Vec<(AtomId, Label)>;
 /// Values that are not told apart, and which questions they answer with yes.
 type Class = (Met, Values);
+/// What is left of two programs, and whether it is left for packets with ports.
+type Kept = (Rc<(Program, Program)>, bool);
 /// What is left of two programs for some values.
 type Left = (Rc<(Program, Program)>, Values);
 
@@ -62,6 +64,7 @@ type Left = (Rc<(Program, Program)>, Values);
 #[derive(Debug, Clone)]
 struct Known<'b> {
     families: Values,
+    protocols: Values,
     translation: Translation,
     within: &'b [(Dimension, Values)],
 }
@@ -72,35 +75,64 @@ enum Translation {
     Known,
 }
 
+/// Which packets have ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ports {
+    All,
+    Some,
+    None,
+}
+
 impl<'b> Known<'b> {
+    /// Nothing yet; `within` is what is looked at.
+    fn nothing(within: &'b [(Dimension, Values)]) -> Known<'b> {
+        let bound = |dimension: Dimension| {
+            let bound = within.iter().find(|bound| bound.0 == dimension);
+            bound.map_or_else(|| dimension.domain(), |bound| bound.1.clone())
+        };
+        let (families, protocols) = (bound(Dimension::Family), bound(Dimension::Protocol));
+        Known { families, protocols, translation: Translation::Open, within }
+    }
+
     /// What is known when these values of a dimension are looked at.
     fn with(&self, dimension: Dimension, values: &Values) -> Known<'b> {
         let mut inner = self.clone();
         match dimension {
             Dimension::Family => inner.families = values.clone(),
+            Dimension::Protocol => inner.protocols = values.clone(),
             Dimension::Translated => inner.translation = Translation::Known,
             _ => {}
         }
         inner
+    }
+
+    /// Whether packets have ports; open while some have and some have not.
+    fn ports(&self) -> Ports {
+        let ported = Dimension::ported();
+        match (ported.covers(&self.protocols), ported.within(&self.protocols).is_empty()) {
+            (true, _) => Ports::All,
+            (_, true) => Ports::None,
+            _ => Ports::Some,
+        }
     }
 }
 
 impl Divide<'_> {
     /// Where the two differ, as boxes that do not overlap.
     pub fn run(&mut self, old: &Program, new: &Program) -> Result<Vec<(Pair, Bounds)>, Trouble> {
-        self.divide(old, new, &Known { families: Dimension::Family.domain(), translation: Translation::Open, within: &[] })
+        self.divide(old, new, &Known::nothing(&[]))
     }
 
     /// Whether a program lets every packet of a box pass.
     pub fn allows(&mut self, program: &Program, within: &Bounds) -> Result<bool, Trouble> {
         let bound = |dimension: Dimension| within.iter().find(|bound| bound.0 == dimension).map(|bound| &bound.1);
-        let families = bound(Dimension::Family).cloned().unwrap_or_else(|| Dimension::Family.domain());
         let atoms = &*self.atoms;
         let narrowed = program.given(|atom| match bound(atoms.get(atom).dimension) {
-            Some(values) => atoms.get(atom).answer(values),
-            None => Answer::Open,
+            // The original port of packets that were not translated is not what is bounded.
+            Some(values) if atoms.get(atom).dimension != Dimension::OriginalPort => atoms.get(atom).answer(values),
+            _ => Answer::Open,
         });
-        self.allows_all(&narrowed, &Known { families, translation: Translation::Open, within })
+        self.allows_all(&narrowed, &Known::nothing(within))
     }
 
     fn allows_all(&mut self, program: &Program, known: &Known) -> Result<bool, Trouble> {
@@ -113,7 +145,7 @@ impl Divide<'_> {
         let (dimension, classes) = self.cut(program, program, known)?;
         // The other side is no program's end, so that nothing is passed over, and what is left alike is looked at once.
         let none = Program::nothing();
-        for (left, values) in self.left(program, &none, dimension, classes)? {
+        for (left, values) in self.left(program, &none, dimension, classes, known.ports())? {
             if !self.allows_all(&left.0, &known.with(dimension, &values))? {
                 return Ok(false);
             }
@@ -137,7 +169,7 @@ impl Divide<'_> {
             }
             (pair, bounds)
         };
-        let lefts = self.left(old, new, dimension, classes)?;
+        let lefts = self.left(old, new, dimension, classes, known.ports())?;
         if let [(left, values)] = lefts.as_slice() {
             // What is found for one class only cannot be joined with anything.
             let found = self.divide(&left.0, &left.1, &known.with(dimension, values))?;
@@ -162,10 +194,18 @@ impl Divide<'_> {
     }
 
     /// What is left of the two programs for each class, each once and in the order of the values; nothing where the same is left.
-    fn left(&mut self, old: &Program, new: &Program, dimension: Dimension, classes: Vec<Class>) -> Result<Vec<Left>, Trouble> {
+    fn left(
+        &mut self,
+        old: &Program,
+        new: &Program,
+        dimension: Dimension,
+        classes: Vec<Class>,
+        ports: Ports,
+    ) -> Result<Vec<Left>, Trouble> {
         let mut lefts: Vec<Left> = Vec::new();
         let mut more: Vec<Vec<Values>> = Vec::new();
-        let mut numbers: HashMap<Rc<(Program, Program)>, usize> = HashMap::new();
+        // ORDER: packets with ports are never joined with those without before all is cut, see `cut`.
+        let mut numbers: HashMap<Kept, usize> = HashMap::new();
         let mut yes: HashMap<AtomId, Label> = HashMap::new();
         for (met, values) in classes {
             self.effort.spend(old.questions.len() + new.questions.len() + values.intervals().len() + 16)?;
@@ -178,17 +218,19 @@ impl Divide<'_> {
                 None => Answer::Open,
             };
             let mut left = (old.given(answer), new.given(answer));
-            if dimension == Dimension::Translated && values.first() == Some(0) {
+            if dimension == Dimension::Translated && values.first() == Some(0) && ports == Ports::All {
                 left = (self.untranslated(left.0), self.untranslated(left.1));
             }
             if left.0 == left.1 {
                 continue;
             }
+            let ported = dimension == Dimension::Protocol && values.first().is_some_and(|value| Dimension::ported().contains(value));
+            let left = (Rc::new(left), ported);
             match numbers.get(&left).and_then(|number| more.get_mut(*number)) {
                 Some(more) => more.push(values),
                 None => {
-                    let left = Rc::new(left);
-                    numbers.insert(Rc::clone(&left), lefts.len());
+                    numbers.insert(left.clone(), lefts.len());
+                    let (left, _) = left;
                     lefts.push((left, Values::default()));
                     more.push(vec![values]);
                 }
@@ -210,6 +252,7 @@ impl Divide<'_> {
 
     fn domain(&self, dimension: Dimension, known: &Known) -> Values {
         let whole = match dimension {
+            Dimension::OriginalPort if known.ports() == Ports::All => Values::new([(0, NO_PORT - 1)]),
             Dimension::Unit => Values::new([(0, self.units.len() as u128)]),
             Dimension::Protocol => dimension.domain_in(&known.families),
             _ => self.place.domain(dimension),
@@ -242,8 +285,13 @@ impl Divide<'_> {
         for atom in asked {
             open.entry(self.atoms.get(atom).dimension).or_default().push(atom);
         }
-        if open.contains_key(&Dimension::OriginalPort) && known.translation == Translation::Open {
-            open.entry(Dimension::Translated).or_default();
+        if open.contains_key(&Dimension::OriginalPort) {
+            // What it is depends on whether packets have ports, and where they have, on whether they were translated.
+            match known.ports() {
+                Ports::Some => drop(open.entry(Dimension::Protocol).or_default()),
+                Ports::All if known.translation == Translation::Open => drop(open.entry(Dimension::Translated).or_default()),
+                Ports::All | Ports::None => {}
+            }
         }
         // A program that has not ended asks something.
         let first = open.keys().next().copied().unwrap_or(Dimension::Family);
@@ -294,7 +342,8 @@ impl Divide<'_> {
                 }
             }
         }
-        for (first, last) in domain.intervals() {
+        let apart = if dimension == Dimension::Protocol { Dimension::ported() } else { Values::default() };
+        for (first, last) in domain.intervals().iter().chain(apart.intervals()) {
             cuts.push(*first);
             cuts.extend(last.checked_add(1));
         }
@@ -321,7 +370,11 @@ impl Divide<'_> {
                 continue;
             }
             let last = cuts.get(position + 1).map_or(u128::MAX, |next| next - 1);
-            let answers: Met = met.iter().map(|(atom, label)| (*atom, *label)).collect();
+            let mut answers: Met = met.iter().map(|(atom, label)| (*atom, *label)).collect();
+            if apart.contains(first) {
+                // No question: only what keeps packets with ports from those without.
+                answers.push((AtomId::MAX, 0));
+            }
             match numbers.get(&answers).and_then(|number| intervals.get_mut(*number)) {
                 Some(intervals) => intervals.push((first, last)),
                 None => {

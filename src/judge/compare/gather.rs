@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::base::net::{Family, Protocol};
 use crate::base::packet::Direction;
-use crate::judge::compare::dimension::{Dimension, Place, Units};
+use crate::judge::compare::dimension::{Dimension, NO_PORT, Place, Units};
 use crate::judge::compare::divide::{Bounds, Pair};
 use crate::judge::compare::values::Values;
 use crate::judge::packet::Packet;
@@ -24,7 +24,7 @@ impl Part {
     /// Whether the packet lies in the box.
     pub fn holds(&self, packet: &Packet, units: &Units) -> bool {
         // The original port of a packet of which nothing was translated is its port, and bounded as that.
-        let untranslated = Dimension::Translated.read(packet, units) != Some(1);
+        let untranslated = Dimension::Translated.read(packet, units) != Some(1) && packet.payload.protocol().has_ports();
         let is_free = |dimension: Dimension| dimension == Dimension::OriginalPort && untranslated;
         let within = |(dimension, values): &(Dimension, Values)| {
             is_free(*dimension) || dimension.read(packet, units).is_none_or(|value| values.contains(value))
@@ -54,7 +54,14 @@ impl Part {
 pub struct Group {
     /// What becomes of them.
     pub pair: Pair,
-    /// Where they are; they do not overlap.
+    /// Where they are: one or more.
+    pub sections: Vec<Section>,
+}
+
+/// The boxes of a change that are told together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Section {
+    /// The boxes; they do not overlap.
     pub parts: Vec<Part>,
     /// The least box around them.
     pub hull: Part,
@@ -67,6 +74,8 @@ pub struct Group {
 pub enum Fit {
     /// Nothing: it is the change.
     Exact,
+    /// No packets that begin a connection; of others, some that are allowed before and after.
+    Opening,
     /// Packets that are allowed before and after, so that the box tells what is allowed with the change, or was without it.
     Filled,
     /// Other packets too: only the parts tell.
@@ -83,49 +92,93 @@ pub fn add(found: &mut Found, place: Place, boxes: Vec<(Pair, Bounds)>) {
     }
 }
 
-/// Joins the boxes of each place, and those of what goes out and passes where they are the same. `is_filled` tells whether all of a
-/// box is allowed on the side of the pair that allows.
+/// Joins the boxes of each place, and those of what goes out and passes where people say both in one breath. `is_filled` tells
+/// whether all of a box is allowed on the side of the pair that allows.
 pub fn finish(found: Found, mut is_filled: impl FnMut(Pair, Place, &Bounds) -> bool) -> Vec<Group> {
     let mut groups = Vec::new();
     for (pair, places) in found {
-        let mut at: BTreeMap<Place, (Vec<Bounds>, Bounds, Fit)> = BTreeMap::new();
+        let mut at: BTreeMap<Place, Section> = BTreeMap::new();
         for (place, boxes) in places {
             let boxes = joined(boxes);
             let hull = hull(&boxes);
             let fit = match boxes.as_slice() {
                 [_] => Fit::Exact,
-                _ if is_filled(pair, place, &hull) => Fit::Filled,
-                _ => Fit::Loose,
+                // Ports of one protocol and types of another make no sentence.
+                _ if !is_of_one_kind(&boxes, &hull) || !is_filled(pair, place, &hull) => Fit::Loose,
+                _ if opening(&boxes) == [without_state(&hull)] => Fit::Opening,
+                _ => Fit::Filled,
             };
-            at.insert(place, (boxes, hull, fit));
-        }
-        let ways = [Direction::Out, Direction::Forward].map(Place::Wire);
-        if let [Some(out), Some(forward)] = ways.map(|place| at.get(&place))
-            && out.2 != Fit::Loose
-            && is_around(&out.1, &forward.1)
-            && (out.1 == forward.1 && forward.2 != Fit::Loose || is_filled(pair, ways[1], &out.1))
-        {
-            // What passes is told with what goes out: where it is less, the rest is allowed anyway.
-            let hull = Part { places: ways.to_vec(), bounds: out.1.clone() };
-            let mut parts: Vec<Part> = Vec::new();
-            for (place, boxes) in [(ways[0], &out.0), (ways[1], &forward.0)] {
-                for bounds in boxes {
-                    match parts.iter_mut().find(|part| part.bounds == *bounds) {
-                        Some(part) => part.places.push(place),
-                        None => parts.push(Part { places: vec![place], bounds: bounds.clone() }),
-                    }
-                }
-            }
-            let fit = if parts.len() == 1 { Fit::Exact } else { Fit::Filled };
-            groups.push(Group { pair, parts, hull, fit });
-            at.retain(|place, _| !ways.contains(place));
-        }
-        for (place, (boxes, hull, fit)) in at {
             let part = |bounds: Bounds| Part { places: vec![place], bounds };
-            groups.push(Group { pair, parts: boxes.into_iter().map(part).collect(), hull: part(hull), fit });
+            at.insert(place, Section { parts: boxes.into_iter().map(part).collect(), hull: part(hull), fit });
         }
+        let [out, forward] = [Direction::Out, Direction::Forward].map(Place::Wire);
+        if let (Some(ours), Some(theirs)) = (at.get(&out), at.get(&forward))
+            && is_alike(&ours.hull.bounds, &theirs.hull.bounds)
+        {
+            let told_at_once = ours.fit != Fit::Loose
+                && is_around(&ours.hull.bounds, &theirs.hull.bounds)
+                && (ours.hull.bounds == theirs.hull.bounds && theirs.fit != Fit::Loose || is_filled(pair, forward, &ours.hull.bounds));
+            let sections = if told_at_once { vec![at_once(ours, theirs)] } else { vec![ours.clone(), theirs.clone()] };
+            groups.push(Group { pair, sections });
+            at.retain(|place, _| ![out, forward].contains(place));
+        }
+        groups.extend(at.into_values().map(|section| Group { pair, sections: vec![section] }));
     }
     groups
+}
+
+/// What goes out and what passes, where the latter is the same or less and the rest of it is allowed anyway.
+fn at_once(out: &Section, forward: &Section) -> Section {
+    let places = [&out.hull, &forward.hull].into_iter().flat_map(|hull| &hull.places).copied().collect();
+    let mut parts = out.parts.clone();
+    for part in &forward.parts {
+        match parts.iter_mut().find(|other| other.bounds == part.bounds) {
+            Some(other) => other.places.extend(&part.places),
+            None => parts.push(part.clone()),
+        }
+    }
+    let fit = match (parts.len(), out.hull.bounds == forward.hull.bounds) {
+        (1, _) => Fit::Exact,
+        (_, true) => out.fit.max(forward.fit),
+        (_, false) => Fit::Filled,
+    };
+    Section { parts, hull: Part { places, bounds: out.hull.bounds.clone() }, fit }
+}
+
+/// The boxes of packets that begin a connection, without saying so.
+fn opening(boxes: &[Bounds]) -> Vec<Bounds> {
+    let begins =
+        |bounds: &&Bounds| bounds.iter().find(|bound| bound.0 == Dimension::State).is_none_or(|(_, states)| states.contains(ct_state::NEW));
+    joined(boxes.iter().filter(begins).map(without_state).collect())
+}
+
+fn without_state(bounds: &Bounds) -> Bounds {
+    bounds.iter().filter(|(dimension, _)| *dimension != Dimension::State).cloned().collect()
+}
+
+/// Whether boxes are bounded to the same protocols, or the box around them to none.
+fn is_of_one_kind(boxes: &[Bounds], hull: &Bounds) -> bool {
+    let protocols = |bounds: &Bounds| bounds.iter().find(|bound| bound.0 == Dimension::Protocol).map(|bound| bound.1.clone());
+    protocols(hull).is_none() || boxes.windows(2).all(|two| two.iter().map(protocols).collect::<BTreeSet<_>>().len() == 1)
+}
+
+/// The least box around all parts of a change.
+pub fn around(sections: &[Section]) -> Part {
+    let parts = || sections.iter().flat_map(|section| &section.parts);
+    let mut places: Vec<Place> = parts().flat_map(|part| &part.places).copied().collect();
+    places.sort();
+    places.dedup();
+    Part { places, bounds: hull(&parts().map(|part| part.bounds.clone()).collect::<Vec<_>>()) }
+}
+
+/// Whether two boxes differ in nothing but how tracking and sockets see their packets.
+fn is_alike(one: &Bounds, other: &Bounds) -> bool {
+    let seen = |dimension: Dimension| {
+        use Dimension::{OriginalPort, Sender, Socket, State, Translated};
+        matches!(dimension, State | Translated | Sender | OriginalPort | Socket)
+    };
+    let rest = |bounds: &Bounds| bounds.iter().filter(|(dimension, _)| !seen(*dimension)).cloned().collect::<Bounds>();
+    rest(one) == rest(other)
 }
 
 /// The least box around boxes.
@@ -137,7 +190,9 @@ fn hull(boxes: &[Bounds]) -> Bounds {
             values.push(&bounds.iter().find(|bound| bound.0 == dimension)?.1);
         }
         let values = Values::new(values.into_iter().flat_map(Values::intervals).copied());
-        (!values.is_empty() && values != dimension.domain()).then_some((dimension, values))
+        let ported = dimension == Dimension::OriginalPort && boxes.iter().all(is_ported);
+        let whole = if ported { Values::new([(0, NO_PORT - 1)]) } else { dimension.domain() };
+        (!values.is_empty() && values != whole).then_some((dimension, values))
     });
     around.collect()
 }
@@ -145,6 +200,11 @@ fn hull(boxes: &[Bounds]) -> Bounds {
 /// Whether a box lies in another.
 fn is_around(outer: &Bounds, inner: &Bounds) -> bool {
     outer.iter().all(|(dimension, values)| inner.iter().any(|(other, bound)| other == dimension && values.covers(bound)))
+}
+
+/// Whether all packets of a box have ports.
+fn is_ported(bounds: &Bounds) -> bool {
+    bounds.iter().any(|(dimension, values)| *dimension == Dimension::Protocol && Dimension::ported().covers(values))
 }
 
 /// Whether packets of a box have values in a dimension.
@@ -165,7 +225,7 @@ fn has_values(bounds: &Bounds, dimension: Dimension) -> bool {
         Dimension::HopLimit | Dimension::SourceV6 | Dimension::DestinationV6 => family(Family::V6),
         Dimension::SourceV4 | Dimension::DestinationV4 => family(Family::V4),
         Dimension::DestinationPort | Dimension::SourcePort => ported(),
-        Dimension::OriginalPort => tracked() && ported() && has(Dimension::Translated, &[1]),
+        Dimension::OriginalPort => tracked() && (!is_ported(bounds) || has(Dimension::Translated, &[1])),
         Dimension::TcpFlags => protocol(&[Protocol::TCP]),
         Dimension::Unit | Dimension::Group | Dimension::User => has(Dimension::Socket, &[1]),
     }
@@ -217,7 +277,11 @@ fn along(dimension: Dimension, boxes: Vec<Bounds>) -> Vec<Bounds> {
     let whole = dimension.domain();
     let bounded = rests.into_iter().map(|(mut bounds, values)| {
         let values = values.map(|values| Values::new(values.iter().flat_map(Values::intervals).copied()));
-        if let Some(values) = values.filter(|values| *values != whole) {
+        let is_whole = |values: &Values| match dimension {
+            Dimension::OriginalPort if is_ported(&bounds) => values.covers(&Values::new([(0, NO_PORT - 1)])),
+            _ => *values == whole,
+        };
+        if let Some(values) = values.filter(|values| !is_whole(values)) {
             let at = bounds.partition_point(|bound| bound.0 < dimension);
             bounds.insert(at, (dimension, values));
         }
@@ -237,12 +301,14 @@ const DEPENDING: [(Dimension, u128, &[Dimension]); 3] = [
 /// else.
 fn depended(dimension: Dimension, without: Values, depending: &[Dimension], boxes: Vec<Bounds>) -> Vec<Bounds> {
     let of = |bounds: &Bounds| bounds.iter().find(|bound| bound.0 == dimension).map(|bound| bound.1.clone());
-    let bounded = |bounds: &Bounds| bounds.iter().any(|(other, _)| depending.contains(other));
+    // Packets without ports have an original port whether they were translated or not.
+    let fits = |bounds: &Bounds| dimension != Dimension::Translated || is_ported(bounds);
+    let bounded = |bounds: &Bounds| fits(bounds) && bounds.iter().any(|(other, _)| depending.contains(other));
     let rest = |bounds: &Bounds| -> Bounds {
         bounds.iter().filter(|(other, _)| *other != dimension && !depending.contains(other)).cloned().collect()
     };
     let (alone, mut others): (Vec<Bounds>, Vec<Bounds>) =
-        boxes.into_iter().partition(|bounds| of(bounds).as_ref() == Some(&without) && !bounded(bounds));
+        boxes.into_iter().partition(|bounds| of(bounds).as_ref() == Some(&without) && fits(bounds) && !bounded(bounds));
     let mut numbers: HashMap<Bounds, usize> = HashMap::new();
     for (number, bounds) in others.iter().enumerate().filter(|(_, bounds)| bounded(bounds)) {
         numbers.entry(rest(bounds)).or_insert(number);

@@ -1,15 +1,14 @@
 //! From a ruleset to a program: chains written out where they are jumped to, tests turned into questions.
 
-use crate::base::net::Protocol;
 use crate::base::packet::Direction;
 use crate::judge::compare::Trouble;
-use crate::judge::compare::dimension::{Dimension, Place, Units};
+use crate::judge::compare::dimension::{Dimension, NO_PORT, Place, Units};
 use crate::judge::compare::program::{Answer, Atom, AtomId, Atoms, End, Label, Program, Step, To};
 use crate::judge::compare::values::Values;
 use crate::judge::packet::Link;
-use crate::judge::trace::source;
+use crate::judge::trace::{base_at, hooks, source};
 use crate::ruleset::field::{Field, LOOPBACK, STATUS_DNAT, ct_state};
-use crate::ruleset::program::{Base, Hook};
+use crate::ruleset::program::Base;
 use crate::ruleset::rule::{Action, Carries, Operator, Rule, Side, Statement, Test};
 use crate::ruleset::{Chain, Ruleset};
 
@@ -22,7 +21,8 @@ const OTHER_INTERFACE: u128 = 2;
 
 /// Lays out what a ruleset does at a place.
 pub fn program(ruleset: &Ruleset, place: Place, units: &Units, atoms: &mut Atoms) -> Result<Program, Trouble> {
-    let mut bases: Vec<(usize, &Chain, &Base)> = ruleset.chains.iter().filter_map(|chain| base_at(place, chain)).collect();
+    let mut bases: Vec<(usize, &Chain, &Base)> =
+        ruleset.chains.iter().filter_map(|chain| base_at(hooks(place.direction()), chain)).collect();
     bases.sort_by_key(|(hook, _, base)| (*hook, base.priority));
     let mut layout = Layout { ruleset, place, units, atoms, steps: Vec::new(), marks: Vec::new() };
     if bases.is_empty() {
@@ -47,17 +47,6 @@ pub fn program(ruleset: &Ruleset, place: Place, units: &Units, atoms: &mut Atoms
         }
     }
     Ok(layout.finish())
-}
-
-/// A base chain that a packet meets there, and at which of its hooks.
-fn base_at(place: Place, chain: &Chain) -> Option<(usize, &Chain, &Base)> {
-    let hooks: &[Hook] = match place.direction() {
-        Direction::In => &[Hook::Prerouting, Hook::Input],
-        Direction::Out => &[Hook::Output, Hook::Postrouting],
-        Direction::Forward => &[Hook::Prerouting, Hook::Forward, Hook::Postrouting],
-    };
-    let base = chain.def.base.as_ref()?;
-    Some((hooks.iter().position(|hook| *hook == base.hook)?, chain, base))
 }
 
 /// Where a step leads to while the program is laid out.
@@ -195,7 +184,6 @@ impl Layout<'_> {
             asked.push(self.ask(Dimension::of(field)?, Values::one(value)));
         }
         let direction = self.place.direction();
-        let ported = || Values::points([Protocol::TCP, Protocol::UDP].map(|protocol| protocol.0.into()));
         let tracked = || Values::points([ct_state::ESTABLISHED, ct_state::RELATED, ct_state::NEW]);
         match field {
             Field::InputInterface => return (direction != Direction::Out).then_some(asked),
@@ -208,11 +196,8 @@ impl Layout<'_> {
                 asked.push(self.ask(Dimension::Unit, Values::points(here)));
             }
             Field::ConntrackDirection | Field::ConntrackStatus => asked.push(self.ask(Dimension::State, tracked())),
-            Field::OriginalDestinationPort => {
-                asked.push(self.ask(Dimension::State, tracked()));
-                asked.push(self.ask(Dimension::Protocol, ported()));
-            }
-            Field::TransportDestinationPort => asked.push(self.ask(Dimension::Protocol, ported())),
+            Field::OriginalDestinationPort => asked.push(self.ask(Dimension::State, tracked())),
+            Field::TransportDestinationPort => asked.push(self.ask(Dimension::Protocol, Dimension::ported())),
             Field::SourcePort(protocol) | Field::DestinationPort(protocol) if !protocol.has_ports() => return None,
             _ => {}
         }
@@ -307,15 +292,17 @@ impl Layout<'_> {
             let met = small.into_iter().filter(|(_, number)| self.holds(field, &test.operator, *number));
             return Ok(Values::points(met.map(|(value, _)| value)).intervals().iter().map(|(a, b)| (*a, *b, nothing)).collect());
         }
+        // Where there is no port, no test holds.
+        let valued = if dimension == Dimension::OriginalPort { Values::new([(0, NO_PORT - 1)]) } else { dimension.domain() };
         let values = match &test.operator {
             Operator::Is(number) => Values::one(*number),
-            Operator::IsNot(number) => dimension.domain().without(&Values::one(*number)),
+            Operator::IsNot(number) => valued.without(&Values::one(*number)),
             Operator::Within(low, high) => Values::new([(*low, *high)]),
             Operator::HasAny(0) => Values::default(),
-            Operator::HasNone(0) => dimension.domain(),
+            Operator::HasNone(0) => valued.clone(),
             Operator::HasAny(_) | Operator::HasNone(_) | Operator::In(_) | Operator::IsNamed(_) => return Err(unsupported(rule, test)),
         };
-        Ok(values.within(&dimension.domain()).intervals().iter().map(|(first, last)| (*first, *last, nothing)).collect())
+        Ok(values.within(&valued).intervals().iter().map(|(first, last)| (*first, *last, nothing)).collect())
     }
 
     fn holds(&self, field: Field, operator: &Operator, found: u128) -> bool {

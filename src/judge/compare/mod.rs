@@ -37,7 +37,7 @@ use layout::{OBSERVED, program};
 use program::{Atoms, End, Program};
 
 pub use divide::{Bounds, Effort};
-pub use gather::{Fit, Part};
+pub use gather::{Fit, Part, Section};
 pub use kernel::{Applied, as_found, lifted, names_in};
 pub use layout::passed_by;
 pub use setting::{Effect, Setting, settings};
@@ -92,18 +92,24 @@ pub struct Change {
     pub after: Decision,
     /// A packet of them.
     pub witness: Witness,
-    /// All of them: boxes of the packet space that do not overlap, one or more.
-    pub parts: Vec<Part>,
-    /// The least box around them.
-    pub hull: Part,
-    /// What there is in it besides them.
-    pub fit: Fit,
+    /// All of them, one section or more.
+    pub sections: Vec<Section>,
 }
 
 impl Change {
     /// Whether the packet is one of those that the change is about.
     pub fn covers(&self, packet: &Packet, units: &Units) -> bool {
-        self.parts.iter().any(|part| part.holds(packet, units))
+        self.parts().any(|part| part.holds(packet, units))
+    }
+
+    /// The boxes of the packet space that make it up. They do not overlap.
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.sections.iter().flat_map(|section| &section.parts)
+    }
+
+    /// The least box around them.
+    pub fn hull(&self) -> Part {
+        gather::around(&self.sections)
     }
 
     /// Whether everything that is refused passes, because the policy only observes.
@@ -117,7 +123,7 @@ impl Change {
 
     /// The directions of its packets.
     pub fn directions(&self) -> Vec<Direction> {
-        let mut directions: Vec<Direction> = self.parts.iter().flat_map(|part| &part.places).map(|place| place.direction()).collect();
+        let mut directions: Vec<Direction> = self.parts().flat_map(|part| &part.places).map(|place| place.direction()).collect();
         directions.sort();
         directions.dedup();
         directions
@@ -161,7 +167,7 @@ pub fn compare_within(mut effort: Effort, old: &Ruleset, new: &Ruleset, symbols:
 
 /// Makes a change of a group, and asks both sides about its witness.
 fn change(group: Group, old: &Ruleset, new: &Ruleset, symbols: &Symbols) -> Result<Change, Trouble> {
-    let witness = Witness::of(&group.parts, symbols);
+    let witness = Witness::of(group.sections.iter().flat_map(|section| &section.parts), symbols);
     let (before, after) = (decide(old, &witness.packet), decide(new, &witness.packet));
     let allowed = |trace: &Trace| trace.verdict == Verdict::Allow;
     let meant = |end: End| end != End::Deny;
@@ -174,8 +180,7 @@ fn change(group: Group, old: &Ruleset, new: &Ruleset, symbols: &Symbols) -> Resu
         (true, true) => Kind::Reroutes,
     };
     let decision = |trace: Trace| Decision { verdict: trace.verdict, rule: trace.rule, target: trace.target };
-    let Group { parts, hull, fit, .. } = group;
-    Ok(Change { kind, before: decision(before), after: decision(after), witness, parts, hull, fit })
+    Ok(Change { kind, before: decision(before), after: decision(after), witness, sections: group.sections })
 }
 
 /// Whether a rule's id is one that a person wrote: that of a way out. Every policy has the others.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::base::name::DnsName;
 use crate::base::net::{Family, Protocol};
 use crate::base::packet::{Direction, Owner, PacketSpec, Peer, State};
-use crate::judge::compare::dimension::{Dimension, Place, address, number, state_bit};
+use crate::judge::compare::dimension::{Dimension, NO_PORT, Place, address, number, state_bit};
 use crate::judge::compare::gather::Part;
 use crate::judge::compare::symbol::{Symbol, Symbols};
 use crate::judge::compare::values::Values;
@@ -36,8 +36,8 @@ const ANYBODY: [u128; 2] = [0xc633_6407, (0x2001_0db8 << 96) | 7];
 
 impl Witness {
     /// The plainest packet of these boxes: one that can be spelt whole, if there is one.
-    pub fn of(parts: &[Part], symbols: &Symbols) -> Witness {
-        let tried = parts.iter().flat_map(|part| {
+    pub fn of<'a>(parts: impl Iterator<Item = &'a Part>, symbols: &Symbols) -> Witness {
+        let tried = parts.flat_map(|part| {
             let places = part.places.iter().map(move |place| (part, *place));
             places.flat_map(|(part, place)| {
                 Family::BOTH.into_iter().filter(|family| part.has(*family)).map(move |family| (part, place, family))
@@ -187,6 +187,13 @@ impl Choice<'_> {
                 Some(port) => format!("translated from port {port}"),
                 None => "translated".to_string(),
             });
+        }
+        if !packet.payload.protocol().has_ports() {
+            let about = self.pick(Dimension::OriginalPort, &[NO_PORT]);
+            packet.tracking.original_port = u16::try_from(about).ok();
+            if about != NO_PORT {
+                self.besides.push(format!("about a connection to port {about}"));
+            }
         }
     }
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::net::{Family, IpNet, Protocol};
 use crate::base::packet::Direction;
-use crate::judge::compare::dimension::{Dimension, Place, address};
+use crate::judge::compare::dimension::{Dimension, NO_PORT, Place, address};
 use crate::judge::compare::gather::Part;
 use crate::judge::compare::symbol::{Symbol, Symbols};
 use crate::judge::compare::values::Values;
-use crate::ruleset::field::{Field, TCP_ACK, TCP_RST, ct_state};
+use crate::ruleset::field::{Field, ct_state};
 
 /// The bounds of each dimension in words. The first nine are always said; the others only where something is bounded.
 pub type Space = Vec<(&'static str, String)>;
@@ -35,7 +35,7 @@ pub fn space(part: &Part, symbols: &Symbols) -> Space {
     optional("group", words.group());
     optional("service", words.service());
     optional("translated", words.choice(Dimension::Translated, ["no", "yes"]));
-    optional("original_port", words.numbers(Dimension::OriginalPort));
+    optional("original_port", words.original_port());
     optional("sender", words.choice(Dimension::Sender, ["asks", "answers"]));
     optional("icmp_type", words.types(Dimension::IcmpType, Field::IcmpType));
     optional("icmpv6_type", words.types(Dimension::Icmpv6Type, Field::Icmpv6Type));
@@ -82,14 +82,18 @@ pub fn phrases(part: &Part, symbols: &Symbols) -> Vec<String> {
     // Nobody needs to hear that connections which exist go on: they do so under every policy.
     let state = part.bound(Dimension::State).filter(|states| !states.contains(ct_state::NEW));
     add("state ", state.and(words.state()));
-    add("translated: ", words.choice(Dimension::Translated, ["no", "yes"]));
-    add("originally to port ", words.numbers(Dimension::OriginalPort));
+    add("", words.choice(Dimension::Translated, ["not translated", "translated"]));
+    add(if words.has_ports() { "originally to port " } else { "about a connection to port " }, words.original_port());
     add("", words.choice(Dimension::Sender, ["questions only", "answers only"]));
-    add("type ", words.types(Dimension::IcmpType, Field::IcmpType));
     // Both kinds of an echo request are called the same.
-    let both = words.types(Dimension::IcmpType, Field::IcmpType);
-    let v6 = words.types(Dimension::Icmpv6Type, Field::Icmpv6Type);
-    add("type ", v6.filter(|v6| both.as_ref() != Some(v6)));
+    let types = [(Dimension::IcmpType, Field::IcmpType), (Dimension::Icmpv6Type, Field::Icmpv6Type)];
+    match types.map(|(dimension, field)| words.types(dimension, field)) {
+        [Some(v4), Some(v6)] if v4 != v6 => {
+            add("icmp type ", Some(v4));
+            add("icmpv6 type ", Some(v6));
+        }
+        [v4, v6] => add("type ", v4.or(v6)),
+    }
     add("hop limit ", words.numbers(Dimension::HopLimit));
     add("TCP flags ", words.flags());
     if part.places.iter().any(|place| !matches!(place, Place::Wire(_))) {
@@ -105,6 +109,8 @@ enum Items {
     But(Vec<String>),
 }
 
+/// TCP flags from the lowest bit.
+const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
 /// How many items a phrase names before it counts them.
 const NAMED: usize = 6;
 
@@ -176,6 +182,22 @@ impl Words<'_> {
         self.bounded(dimension, |interval| vec![range(interval)])
     }
 
+    /// The port of the connection; nobody needs to hear that packets with ports are not without one.
+    fn original_port(&self) -> Option<Items> {
+        let ported = self.has_ports();
+        self.bounded(Dimension::OriginalPort, |(first, last)| match last {
+            NO_PORT if first == NO_PORT => {
+                if ported {
+                    Vec::new()
+                } else {
+                    vec!["none".to_string()]
+                }
+            }
+            NO_PORT => [vec![range((first, NO_PORT - 1))], if ported { Vec::new() } else { vec!["none".to_string()] }].concat(),
+            _ => vec![range((first, last))],
+        })
+    }
+
     fn types(&self, dimension: Dimension, field: Field) -> Option<Items> {
         self.bounded(dimension, |(first, last)| if first == last { vec![field.write(first)] } else { vec![range((first, last))] })
     }
@@ -202,12 +224,20 @@ impl Words<'_> {
 
     fn flags(&self) -> Option<Items> {
         let bound = self.part.bound(Dimension::TcpFlags)?;
-        let answering = Values::points((0..=255).filter(|flags| flags & (TCP_RST | TCP_ACK) != 0));
-        Some(match *bound == answering {
-            true => Items::Of(vec!["ack or rst".to_string()]),
-            false if *bound == Dimension::TcpFlags.domain().without(&answering) => Items::Of(vec!["neither ack nor rst".to_string()]),
-            false => Items::Of(bound.intervals().iter().map(|(first, last)| format!("{first:#04x}-{last:#04x}")).collect()),
-        })
+        let with = |mask: u128| Values::points((0..=255).filter(|flags| flags & mask != 0));
+        let missing = Dimension::TcpFlags.domain().without(bound);
+        // Rules ask for one of some flags, or for none of them.
+        let worded = (1..=255).find_map(|mask| {
+            let names: Vec<String> =
+                FLAGS.iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0).map(|(_, name)| name.to_string()).collect();
+            let set = with(mask);
+            if *bound == set {
+                return Some(names);
+            }
+            (missing == set).then(|| vec![format!("without {}", Items::Of(names).or())])
+        });
+        let listed = || bound.intervals().iter().map(|(first, last)| format!("{first:#04x}-{last:#04x}")).collect();
+        Some(Items::Of(worded.unwrap_or_else(listed)))
     }
 
     fn owner(&self) -> Option<Items> {

@@ -1,4 +1,4 @@
-//! What becomes of packets that nothing allows: counted in a ledger, held against the trip-wire, logged, and refused.
+//! What becomes of packets that nothing allows: held against the trip-wire, counted in a ledger, logged, and refused.
 //!
 //! Each of the four is a rule of its own, because a rule whose set is full stops there and must not take the others with it.
 
@@ -21,7 +21,6 @@ impl Compiler<'_> {
     /// The chains that end in a refusal, with their sets.
     pub(super) fn refusals(&mut self) -> Vec<Chain> {
         let mut users = self.ledger("user", Field::SocketUser, KeyType::Uid);
-        users.extend(self.trip_wires(&[QuarantineScope::User, QuarantineScope::Host]));
         users.extend(self.log_and_refuse("refuse-out"));
 
         let mut kernel = vec![Rule::new("refuse-out", vec![is_not(Field::SocketUser, NO_USER)], vec![], goto("refuse_user"))];
@@ -31,7 +30,6 @@ impl Compiler<'_> {
         kernel.extend(self.log_and_refuse("refuse-out"));
 
         let mut forward = passing;
-        forward.extend(self.trip_wires(&[QuarantineScope::Host]));
         forward.push(log("refuse-forward"));
         if self.policy.mode == Mode::Enforce {
             // It came from outside to a published port: a scanner learns nothing.
@@ -79,25 +77,24 @@ impl Compiler<'_> {
         counted("ledger_in", &[Field::L4Protocol, Field::TransportDestinationPort], "ledger_in_other", &[Field::L4Protocol])
     }
 
-    /// Cuts off whoever is over the policy's limit, within the packet that breaks it.
-    fn trip_wires(&mut self, here: &[QuarantineScope]) -> Vec<Rule> {
-        let Some(quarantine) = self.policy.violations.quarantine.clone().filter(|quarantine| here.contains(&quarantine.scope)) else {
-            return Vec::new();
-        };
+    /// Cuts off whoever is over the policy's limit, within the packet that breaks it. It stands where packets are known to be
+    /// refused and before they go there, so that whoever is cut off already does not pass it again. A policy that only observes has
+    /// none: the day it enforces, nobody is cut off for what was seen before.
+    pub(super) fn trip_wire(&mut self, here: &[QuarantineScope], of_host: Vec<Test>) -> Vec<Rule> {
+        let quarantine = self.policy.violations.quarantine.clone().filter(|quarantine| here.contains(&quarantine.scope));
+        let Some(quarantine) = quarantine.filter(|_| self.policy.mode == Mode::Enforce) else { return Vec::new() };
         // The policy's reader accepts only counts and times that make an exact rate.
         let Some(rate) = Rate::within(quarantine.after, quarantine.within) else { return Vec::new() };
         let cut = |set: &str, field: Field| update(set, &[field], quarantine.lasts, Carries::Nothing);
-        let statements = match quarantine.scope {
+        let (tests, statements) = match quarantine.scope {
             QuarantineScope::User => {
                 self.add_set(Set::dynamic("over_users", vec![KeyType::Uid]));
-                vec![
-                    update("over_users", &[Field::SocketUser], quarantine.within, Carries::Over(rate)),
-                    cut(QUARANTINED_USERS, Field::SocketUser),
-                ]
+                let over = update("over_users", &[Field::SocketUser], quarantine.within, Carries::Over(rate));
+                (vec![], vec![over, cut(QUARANTINED_USERS, Field::SocketUser)])
             }
-            QuarantineScope::Host => vec![Statement::Limit(rate, Side::Over), cut(QUARANTINED_HOST, Field::Everybody)],
+            QuarantineScope::Host => (of_host, vec![Statement::Limit(rate, Side::Over), cut(QUARANTINED_HOST, Field::Everybody)]),
         };
-        vec![Rule::new("quarantine", vec![], statements, Action::Continue)]
+        vec![Rule::new("quarantine", tests, statements, Action::Continue)]
     }
 
     fn log_and_refuse(&self, id: &str) -> Vec<Rule> {

@@ -249,8 +249,18 @@ impl Encoder {
     }
 
     fn element(&mut self, set: &SetDef, key: &Key, element: &Element, whole: bool) -> Result<(), String> {
-        if key.is_empty() || key.len() > NFT_DATA_VALUE_MAXLEN {
-            return Err("EINVAL: a key has 1 to 64 octets".into());
+        if key.len() > NFT_DATA_VALUE_MAXLEN {
+            return Err("EINVAL: a key has at most 64 octets".into());
+        }
+        if key.is_empty() {
+            // What holds everything else (`*`) has no key. It is never ours, but it has to be removed where somebody put it.
+            let item = self.writer.open(NFTA_LIST_ELEM);
+            self.writer.u32(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_CATCHALL);
+            if whole {
+                self.carried(element, End::Said)?;
+            }
+            self.writer.close(item);
+            return Ok(());
         }
         let last = element.last.as_ref().unwrap_or(key);
         if last.len() != key.len() || last < key {
@@ -266,20 +276,7 @@ impl Encoder {
             self.writer.data(NFTA_SET_ELEM_KEY_END, last);
         }
         if whole {
-            if let Some(timeout) = element.timeout_ms {
-                self.writer.u64(NFTA_SET_ELEM_TIMEOUT, timeout);
-            }
-            let mut udata = comment(&element.comment)?;
-            if tree && end.is_none() && udata.len() + 6 <= NFT_USERDATA_MAXLEN {
-                udata.extend_from_slice(&[UDATA_SET_ELEM_FLAGS, 4]);
-                udata.extend_from_slice(&1u32.to_ne_bytes());
-            }
-            if !udata.is_empty() {
-                self.writer.octets(NFTA_SET_ELEM_USERDATA, &udata);
-            }
-            if let Some((packets, octets)) = element.counted {
-                self.counter(packets, octets);
-            }
+            self.carried(element, if tree && end.is_none() { End::Open } else { End::Said })?;
         }
         self.writer.close(item);
         if let Some(end) = end {
@@ -287,6 +284,25 @@ impl Encoder {
             self.writer.u32(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
             self.writer.data(NFTA_SET_ELEM_KEY, &end);
             self.writer.close(item);
+        }
+        Ok(())
+    }
+
+    /// What an element carries besides its key.
+    fn carried(&mut self, element: &Element, end: End) -> Result<(), String> {
+        if let Some(timeout) = element.timeout_ms {
+            self.writer.u64(NFTA_SET_ELEM_TIMEOUT, timeout);
+        }
+        let mut udata = comment(&element.comment)?;
+        if end == End::Open && udata.len() + 6 <= NFT_USERDATA_MAXLEN {
+            udata.extend_from_slice(&[UDATA_SET_ELEM_FLAGS, 4]);
+            udata.extend_from_slice(&1u32.to_ne_bytes());
+        }
+        if !udata.is_empty() {
+            self.writer.octets(NFTA_SET_ELEM_USERDATA, &udata);
+        }
+        if let Some((packets, octets)) = element.counted {
+            self.counter(packets, octets);
         }
         Ok(())
     }
@@ -300,6 +316,13 @@ impl Encoder {
         self.writer.close(data);
         self.writer.close(nest);
     }
+}
+
+/// Whether the end of an interval is written down; behind the last value of all there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Said,
+    Open,
 }
 
 fn set_base(chain: &mut Chain<'_>, base: &Base) -> Result<(), String> {

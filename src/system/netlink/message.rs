@@ -197,14 +197,19 @@ impl Writer {
 
     /// Begins a message of any type.
     pub fn begin_raw(&mut self, kind: u16, flags: u16, seq: u32, family: u8, resource: u16) -> Mark {
+        let [high, low] = resource.to_be_bytes();
+        self.begin_with(kind, flags, seq, &[family, 0, high, low])
+    }
+
+    /// Begins a message of any type with the header of its own that its subsystem wants.
+    pub fn begin_with(&mut self, kind: u16, flags: u16, seq: u32, header: &[u8]) -> Mark {
         let mark = Mark(self.octets.len());
         self.octets.extend_from_slice(&[0; 4]);
         self.octets.extend_from_slice(&kind.to_ne_bytes());
         self.octets.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
         self.octets.extend_from_slice(&seq.to_ne_bytes());
         self.octets.extend_from_slice(&[0; 4]);
-        self.octets.extend_from_slice(&[family, 0]);
-        self.octets.extend_from_slice(&resource.to_be_bytes());
+        self.octets.extend_from_slice(header);
         mark
     }
 

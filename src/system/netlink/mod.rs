@@ -22,9 +22,13 @@ mod socket;
 pub mod decode;
 mod encode;
 pub mod message;
+mod surroundings;
 mod uapi;
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -34,10 +38,19 @@ use self::message::{Message, Writer};
 use self::socket::{Failure, Socket, Whole};
 use self::uapi::*;
 use crate::ruleset::program::{Elements, GenerationId, Op, SetDef, TABLE, TableDef, TableDump};
+use crate::ruleset::surroundings::Surroundings;
 use crate::world::{Depth, Kernel, KernelError};
 
 /// How often a dump is begun again when somebody changes the packet filter meanwhile.
 const ATTEMPTS: usize = 20;
+
+/// How long the kernel is given to resize a set that was just filled.
+const RESIZE: Duration = Duration::from_millis(10);
+
+/// The number of this thread's network namespace, which no other has in this boot; `None` where the kernel does not tell.
+pub fn namespace_cookie() -> Option<u64> {
+    socket::namespace_cookie(&UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?)
+}
 
 /// nf_tables in the network namespace of the thread that opened it.
 pub struct NfTables {
@@ -100,19 +113,20 @@ impl NfTables {
         {
             return Ok(None);
         }
-        for set in sets {
+        for mut set in sets {
             let wanted = match depth {
                 Depth::Rules => false,
                 Depth::Pins => !dump.rules_add_to(&set),
                 Depth::Everything => true,
             };
-            let elements = match wanted {
-                true => match self.elements(&set)? {
-                    Some(elements) => elements,
-                    None => return Ok(None),
-                },
-                false => Elements::new(),
-            };
+            let mut elements = Elements::new();
+            if wanted {
+                let Some(parts) = self.elements(&set)? else { return Ok(None) };
+                if !dump.rules_add_to(&set) {
+                    parts.strange().into_iter().for_each(|what| set.foreign = Some(what));
+                }
+                elements = parts.into_elements();
+            }
             dump.sets.insert(set.name.clone(), (set, elements));
         }
         Ok(Some(Some(dump)))
@@ -137,14 +151,23 @@ impl NfTables {
     }
 
     /// The elements of one set; nothing when the dump was torn.
-    fn elements(&mut self, set: &SetDef) -> Result<Option<Elements>, KernelError> {
-        let mut parts = ElementParts::new(set);
-        let of_the_set = |writer: &mut Writer| {
-            writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-            writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
-        };
-        let asked = self.socket.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, of_the_set, |message| parts.take(message));
-        Ok((torn_or_whole(asked)? == Whole::Yes).then(|| parts.into_elements()))
+    fn elements(&mut self, set: &SetDef) -> Result<Option<ElementParts>, KernelError> {
+        for _ in 0..ATTEMPTS {
+            let mut parts = ElementParts::new(set);
+            let of_the_set = |writer: &mut Writer| {
+                writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+                writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
+            };
+            let asked = self.socket.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, of_the_set, |message| parts.take(message));
+            if torn_or_whole(asked)? == Whole::No {
+                return Ok(None);
+            }
+            if !parts.repeated() {
+                return Ok(Some(parts));
+            }
+            thread::sleep(RESIZE);
+        }
+        Ok(None)
     }
 }
 
@@ -167,6 +190,10 @@ impl Kernel for NfTables {
             }
         }
         Err(KernelError::Broken(format!("the packet filter was changed by somebody else during each of {ATTEMPTS} attempts to read it")))
+    }
+
+    fn surroundings(&mut self) -> Result<Surroundings, KernelError> {
+        surroundings::look(&mut self.socket)
     }
 
     fn commit(&mut self, expected: GenerationId, ops: &[Op]) -> Result<GenerationId, KernelError> {

@@ -54,7 +54,16 @@ pub struct Socket {
 impl Socket {
     /// Opens and binds one.
     pub fn open() -> Result<Socket, Failure> {
-        let inner = mnl::Socket::new(mnl::Bus::Netfilter).map_err(|error| match error.raw_os_error() {
+        Socket::of(mnl::Bus::Netfilter)
+    }
+
+    /// The same for questions about links.
+    pub fn of_links() -> Result<Socket, Failure> {
+        Socket::of(mnl::Bus::Route)
+    }
+
+    fn of(bus: mnl::Bus) -> Result<Socket, Failure> {
+        let inner = mnl::Socket::new(bus).map_err(|error| match error.raw_os_error() {
             Some(number) => Failure::Errno(Errno::from_raw(number)),
             None => Failure::Words(error.to_string()),
         })?;
@@ -69,12 +78,28 @@ impl Socket {
         kind: u16,
         flags: u16,
         question: impl FnOnce(&mut Writer),
+        answer: impl FnMut(&Message<'_>) -> Option<()>,
+    ) -> Result<Whole, Failure> {
+        self.ask_with(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &[NFPROTO_INET, 0, 0, 0], question, answer)
+    }
+
+    /// Asks for everything of one kind, of whatever family: `header` is what the subsystem puts before the attributes.
+    pub fn ask_for_all(&mut self, kind: u16, header: &[u8], answer: impl FnMut(&Message<'_>) -> Option<()>) -> Result<Whole, Failure> {
+        self.ask_with(kind, NLM_F_DUMP, header, |_| {}, answer)
+    }
+
+    fn ask_with(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: &[u8],
+        question: impl FnOnce(&mut Writer),
         mut answer: impl FnMut(&Message<'_>) -> Option<()>,
     ) -> Result<Whole, Failure> {
         self.seq = self.seq.wrapping_add(1);
         let mut writer = Writer::default();
         let seq = self.seq;
-        let message = writer.begin(kind, flags, seq);
+        let message = writer.begin_with(kind, flags, seq, header);
         question(&mut writer);
         writer.end(message);
         self.send(&writer.into_octets())?;
@@ -175,6 +200,15 @@ fn status(message: &Message<'_>) -> Option<i32> {
 
 fn unreadable() -> Failure {
     Failure::Words("the kernel's answer about the packet filter is malformed".into())
+}
+
+/// The number of the network namespace of this socket, which no other has in this boot; kernels have it since 5.14.
+pub fn namespace_cookie(socket: &impl AsRawFd) -> Option<u64> {
+    let (mut cookie, mut length) = (0u64, size_of::<u64>() as libc::socklen_t);
+    let fd = socket.as_raw_fd();
+    // SAFETY: the kernel writes at most `length` octets into `cookie`, both of which outlive the call.
+    let result = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut length) };
+    (result == 0).then_some(cookie)
 }
 
 fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> Result<(), Failure> {

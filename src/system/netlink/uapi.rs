@@ -54,6 +54,8 @@ pub const NFTA_CHAIN_FLAGS: u16 = 10;
 pub const NFT_CHAIN_BASE: u32 = 1;
 pub const NFTA_HOOK_HOOKNUM: u16 = 1;
 pub const NFTA_HOOK_PRIORITY: u16 = 2;
+pub const NFTA_HOOK_DEV: u16 = 3;
+pub const NFTA_HOOK_DEVS: u16 = 4;
 
 pub const NFTA_RULE_TABLE: u16 = 1;
 pub const NFTA_RULE_CHAIN: u16 = 2;
@@ -101,6 +103,7 @@ pub const NFTA_SET_ELEM_EXPR: u16 = 7;
 pub const NFTA_SET_ELEM_KEY_END: u16 = 10;
 pub const NFTA_SET_ELEM_EXPRESSIONS: u16 = 11;
 pub const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
+pub const NFT_SET_ELEM_CATCHALL: u32 = 2;
 
 pub const NFTA_OBJ_TABLE: u16 = 1;
 pub const NFTA_OBJ_NAME: u16 = 2;
@@ -114,6 +117,7 @@ pub const NFTA_VERDICT_CODE: u16 = 1;
 pub const NFTA_VERDICT_CHAIN: u16 = 2;
 pub const NF_DROP: i32 = 0;
 pub const NF_ACCEPT: i32 = 1;
+pub const NF_QUEUE: i32 = 3;
 pub const NFT_CONTINUE: i32 = -1;
 pub const NFT_JUMP: i32 = -3;
 pub const NFT_GOTO: i32 = -4;
@@ -136,6 +140,9 @@ pub const NFTA_PAYLOAD_DREG: u16 = 1;
 pub const NFTA_PAYLOAD_BASE: u16 = 2;
 pub const NFTA_PAYLOAD_OFFSET: u16 = 3;
 pub const NFTA_PAYLOAD_LEN: u16 = 4;
+pub const NFTA_PAYLOAD_SREG: u16 = 5;
+pub const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+pub const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
 pub const NFTA_SOCKET_KEY: u16 = 1;
 pub const NFTA_SOCKET_DREG: u16 = 2;
 pub const NFTA_SOCKET_LEVEL: u16 = 3;
@@ -155,7 +162,11 @@ pub const NFTA_RANGE_FROM_DATA: u16 = 3;
 pub const NFTA_RANGE_TO_DATA: u16 = 4;
 pub const NFTA_LOOKUP_SET: u16 = 1;
 pub const NFTA_LOOKUP_SREG: u16 = 2;
+pub const NFTA_LOOKUP_DREG: u16 = 3;
 pub const NFTA_LOOKUP_FLAGS: u16 = 5;
+pub const NFTA_NAT_TYPE: u16 = 1;
+pub const NFT_NAT_DNAT: u32 = 1;
+pub const NFTA_TARGET_NAME: u16 = 1;
 pub const NFTA_DYNSET_SET_NAME: u16 = 1;
 pub const NFTA_DYNSET_OP: u16 = 3;
 pub const NFTA_DYNSET_SREG_KEY: u16 = 4;
@@ -190,3 +201,18 @@ pub const UDATA_COMMENT: u8 = 0;
 pub const UDATA_SET_KEYBYTEORDER: u8 = 0;
 /// nft's user data of an element: 1 when its interval has no end, as a number in host order.
 pub const UDATA_SET_ELEM_FLAGS: u8 = 1;
+
+// `linux/rtnetlink.h`, `linux/if_link.h`: links and what hangs on them.
+pub const RTM_GETLINK: u16 = 18;
+pub const RTM_GETQDISC: u16 = 38;
+pub const RTM_GETTFILTER: u16 = 46;
+pub const IFLA_IFNAME: u16 = 3;
+pub const IFLA_LINKINFO: u16 = 18;
+pub const IFLA_INFO_KIND: u16 = 1;
+pub const IFLA_LINK_NETNSID: u16 = 37;
+pub const IFLA_XDP: u16 = 43;
+pub const IFLA_XDP_ATTACHED: u16 = 2;
+pub const TCA_KIND: u16 = 1;
+/// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, and the same of egress.
+pub const TC_CLSACT_INGRESS: u32 = 0xffff_fff2;
+pub const TC_CLSACT_EGRESS: u32 = 0xffff_fff3;

@@ -1,12 +1,13 @@
 //! What the kernel dumped, as values. Pure, without C, and total: any octets are read or refused, none make it panic.
 //!
 //! What is not understood is never left out: an expression becomes [`Expr::Foreign`], a set gets its `foreign` words, anything
-//! else a line in [`TableDump::foreign`].
+//! else a line in [`TableDump::foreign`]. What of other people's tables matters to us is read in [`surroundings`].
 //!
 //! [`TableDump::foreign`]: crate::ruleset::program::TableDump::foreign
 
 mod expression;
 mod set;
+pub mod surroundings;
 
 pub use expression::expressions;
 pub use set::{ElementParts, set};

@@ -128,6 +128,8 @@ pub struct ElementParts {
     found: Elements,
     ends: BTreeSet<Key>,
     others: Elements,
+    repeated: bool,
+    strange: usize,
 }
 
 impl ElementParts {
@@ -139,7 +141,15 @@ impl ElementParts {
             found: BTreeMap::new(),
             ends: BTreeSet::new(),
             others: BTreeMap::new(),
+            repeated: false,
+            strange: 0,
         }
+    }
+
+    /// Whether an element came twice. The kernel goes on with a dump by skipping as many elements as it has sent; when it has
+    /// resized the set meanwhile, which no flag tells, they are others, and for each that comes twice another is missing.
+    pub fn repeated(&self) -> bool {
+        self.repeated
     }
 
     /// Takes those of one message; `None` when it is malformed.
@@ -158,7 +168,7 @@ impl ElementParts {
         let catch_all = !fields.has(NFTA_SET_ELEM_KEY);
         let key = if catch_all { Key::new() } else { datum(fields, NFTA_SET_ELEM_KEY)? };
         if self.tree && flags & NFT_SET_ELEM_INTERVAL_END != 0 {
-            self.ends.insert(key);
+            self.repeated |= !self.ends.insert(key);
             return Some(());
         }
         let last = match fields.has(NFTA_SET_ELEM_KEY_END) {
@@ -170,11 +180,30 @@ impl ElementParts {
             timeout_ms: milliseconds(fields, NFTA_SET_ELEM_TIMEOUT)?.filter(|&timeout| timeout > 0),
             expires_ms: milliseconds(fields, NFTA_SET_ELEM_EXPIRATION)?,
             comment: fields.octets(NFTA_SET_ELEM_USERDATA).and_then(|octets| udata(octets, UDATA_COMMENT)).map(text).unwrap_or_default(),
-            counted: element_counter(fields)?,
+            counted: self.statements(fields)?,
         };
         let into = if catch_all { &mut self.others } else { &mut self.found };
-        into.insert(key, element);
+        self.repeated |= into.insert(key, element).is_some();
         Some(())
+    }
+
+    /// The counter of an element. Any other statement makes an element hold a packet only sometimes, and is remembered.
+    fn statements(&mut self, fields: &Fields<'_>) -> Option<Option<(u64, u64)>> {
+        let mut counter = None;
+        let single = fields.octets(NFTA_SET_ELEM_EXPR).map(|octets| (0, octets));
+        let list = attributes(fields.octets(NFTA_SET_ELEM_EXPRESSIONS).unwrap_or_default())?;
+        for (_, octets) in single.into_iter().chain(list) {
+            match counted(octets) {
+                Some(found) => counter = Some(found),
+                None => self.strange += 1,
+            }
+        }
+        Some(counter)
+    }
+
+    /// What is strange about the elements, in words. Elements that rules add carry what the rules say.
+    pub fn strange(&self) -> Option<String> {
+        (self.strange > 0).then(|| format!("a statement on {} of its elements", self.strange))
     }
 
     /// All elements. In a tree of intervals one lasts until the next boundary, whichever kind it is.
@@ -205,16 +234,6 @@ fn milliseconds(fields: &Fields<'_>, kind: u16) -> Option<Option<u64>> {
     if fields.has(kind) { fields.u64(kind).map(Some) } else { Some(None) }
 }
 
-fn element_counter(fields: &Fields<'_>) -> Option<Option<(u64, u64)>> {
-    if let Some(single) = fields.octets(NFTA_SET_ELEM_EXPR) {
-        return Some(counted(single));
-    }
-    match fields.octets(NFTA_SET_ELEM_EXPRESSIONS) {
-        Some(list) => Some(attributes(list)?.into_iter().find_map(|(_, octets)| counted(octets))),
-        None => Some(None),
-    }
-}
-
 /// The value before, of the same length; the first of all stays.
 fn before(key: &Key) -> Key {
     let mut previous = key.clone();
@@ -232,6 +251,7 @@ fn before(key: &Key) -> Key {
 mod tests {
     use super::*;
     use crate::ruleset::program::key_type_number;
+    use crate::system::netlink::message::Writer;
 
     #[test]
     fn a_key_number_gives_the_fields_back() {
@@ -255,6 +275,42 @@ mod tests {
         assert_eq!(key(0, 5, &[]), [KeyType::Foreign { number: 0, octets: 5 }]);
     }
 
+    /// nft writes a statement on an element only where the set has one; the kernel takes it anywhere.
+    #[test]
+    fn a_statement_on_an_element_that_is_no_counter_is_not_overlooked() {
+        let of = |statement: &str| {
+            let mut writer = Writer::default();
+            let list = writer.open(NFTA_SET_ELEM_LIST_ELEMENTS);
+            let item = writer.open(NFTA_LIST_ELEM);
+            writer.data(NFTA_SET_ELEM_KEY, &[7]);
+            let nest = writer.open(NFTA_SET_ELEM_EXPR);
+            writer.text(NFTA_EXPR_NAME, statement);
+            let data = writer.open(NFTA_EXPR_DATA);
+            writer.u64(NFTA_COUNTER_BYTES, 1);
+            writer.u64(NFTA_COUNTER_PACKETS, 1);
+            writer.close(data);
+            writer.close(nest);
+            writer.close(item);
+            writer.close(list);
+            let payload = [vec![0; 4], writer.into_octets()].concat();
+            let set = SetDef {
+                name: "s".into(),
+                key: vec![KeyType::InetProto],
+                interval: false,
+                timeout: false,
+                dynamic: false,
+                counter: false,
+                size: None,
+                foreign: None,
+            };
+            let mut parts = ElementParts::new(&set);
+            parts.take(&Message { kind: 0, flags: 0, seq: 0, payload: &payload }).unwrap();
+            parts.strange()
+        };
+        assert_eq!(of("counter"), None);
+        assert_eq!(of("limit").as_deref(), Some("a statement on 1 of its elements"));
+    }
+
     #[test]
     fn an_interval_lasts_until_the_next_boundary() {
         let start = |key: u8| (vec![key], Element::default());
@@ -264,6 +320,8 @@ mod tests {
             found: [start(10), start(20), start(30), start(200)].into(),
             ends: [vec![0], vec![15], vec![20], vec![40]].into(),
             others: Elements::new(),
+            repeated: false,
+            strange: 0,
         };
         let intervals: Vec<(u8, u8)> = parts.into_elements().into_iter().map(|(key, element)| (key[0], element.last.unwrap()[0])).collect();
         assert_eq!(intervals, [(10, 14), (20, 29), (30, 39), (200, 255)]);
