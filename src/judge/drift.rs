@@ -1,8 +1,8 @@
 //! Where the kernel differs from what was compiled, in the policy's words: which rule, which line, which name. The plan says what has
 //! to change; this says to people what was changed, and by how much.
 //!
-//! Both see the same differences, but for one: an element whose time ends within [`SLACK`] may be there or gone already, and is none
-//! here.
+//! Both see the same differences, but for times: an end that is less than [`SLACK`] away from the one that is meant is the same end,
+//! and an element that ends as soon may be there or gone.
 
 use crate::base::time::{Period, Timestamp};
 use crate::judge::trace::source;
@@ -14,8 +14,9 @@ use crate::ruleset::set::{Member, Set};
 use crate::ruleset::text::{write_key, write_rule};
 use crate::ruleset::{Chain, IDENTITY_CHAIN, Ruleset, TABLE_COMMENT};
 
-/// Ends this close, in seconds, are the same end: the kernel rounds times, and a transaction takes a moment.
-const SLACK: i64 = 5;
+/// Ends this close, in seconds, are the same end. The kernel counts from when it was told, so a transaction that took long on a busy
+/// machine has moved all ends by as much; the timer, which comes every minute, brings them back.
+const SLACK: i64 = 60;
 
 /// More cells than these are not searched for the smallest difference of two chains.
 const CELLS: usize = 4_000_000;
