@@ -3,7 +3,7 @@
 //! Timeouts pass through jiffies in the kernel: whole seconds come back as they were given whatever `CONFIG_HZ` is, single
 //! milliseconds may come back rounded down.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use super::super::message::{Fields, Message, attributes, text, udata};
@@ -125,9 +125,9 @@ fn key(number: u32, octets: u32, lengths: &[u32]) -> Vec<KeyType> {
 pub struct ElementParts {
     interval: bool,
     tree: bool,
-    found: Elements,
+    /// In the kernel's order, which is that of a hash: sorted once, at the end.
+    found: Vec<(Key, Element)>,
     ends: BTreeSet<Key>,
-    others: Elements,
     strange: usize,
 }
 
@@ -137,9 +137,8 @@ impl ElementParts {
         ElementParts {
             interval: set.interval,
             tree: set.interval && set.key.len() == 1,
-            found: BTreeMap::new(),
+            found: Vec::new(),
             ends: BTreeSet::new(),
-            others: BTreeMap::new(),
             strange: 0,
         }
     }
@@ -174,8 +173,7 @@ impl ElementParts {
             comment: fields.octets(NFTA_SET_ELEM_USERDATA).and_then(|octets| udata(octets, UDATA_COMMENT)).map(text).unwrap_or_default(),
             counted: self.statements(fields)?,
         };
-        let into = if catch_all { &mut self.others } else { &mut self.found };
-        into.insert(key, element);
+        self.found.push((key, element));
         Some(())
     }
 
@@ -199,10 +197,11 @@ impl ElementParts {
     }
 
     /// All elements. In a tree of intervals one lasts until the next boundary, whichever kind it is.
-    pub fn into_elements(mut self) -> Elements {
+    pub fn into_elements(self) -> Elements {
+        let mut elements: Elements = self.found.into_iter().collect();
         if self.tree {
-            let starts: BTreeSet<Key> = self.found.keys().cloned().collect();
-            for (key, element) in &mut self.found {
+            let starts: BTreeSet<Key> = elements.keys().filter(|key| !key.is_empty()).cloned().collect();
+            for (key, element) in elements.iter_mut().filter(|(key, _)| !key.is_empty()) {
                 let beyond = (Bound::Excluded(key), Bound::Unbounded);
                 let end = self.ends.range::<Key, _>(beyond).next();
                 let start = starts.range::<Key, _>(beyond).next();
@@ -213,8 +212,7 @@ impl ElementParts {
                 element.last = Some(boundary.map_or_else(|| vec![0xff; key.len()], before));
             }
         }
-        self.found.append(&mut self.others);
-        self.found
+        elements
     }
 }
 
@@ -311,7 +309,6 @@ mod tests {
             tree: true,
             found: [start(10), start(20), start(30), start(200)].into(),
             ends: [vec![0], vec![15], vec![20], vec![40]].into(),
-            others: Elements::new(),
             strange: 0,
         };
         let intervals: Vec<(u8, u8)> = parts.into_elements().into_iter().map(|(key, element)| (key[0], element.last.unwrap()[0])).collect();
