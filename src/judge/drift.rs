@@ -1,7 +1,7 @@
 //! Where the kernel differs from what was compiled, in the policy's words: which rule, which line, which name. The plan says what has
 //! to change; this says to people what was changed, and by how much.
 //!
-//! Both see the same differences, but for times: an end that is less than [`SLACK`] away from the one that is meant is the same end,
+//! Both see the same differences, but for times: an end that is less than a minute away from the one that is meant is the same end,
 //! and an element that ends as soon may be there or gone.
 
 use crate::base::time::{Period, Timestamp};

@@ -26,10 +26,12 @@ mod surroundings;
 mod uapi;
 
 use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
-use self::decode::ElementParts;
+use self::decode::{ElementParts, Order};
 use self::encode::Batch;
 use self::message::{Message, Writer};
 use self::socket::{Failure, Socket, Whole};
@@ -40,6 +42,9 @@ use crate::world::{Depth, Kernel, KernelError};
 
 /// How often a dump is begun again when somebody changes the packet filter meanwhile.
 const ATTEMPTS: usize = 20;
+
+/// How long a set is left alone whose hash the kernel is making larger: ten thousand elements take it about a millisecond.
+const REHASH: Duration = Duration::from_millis(20);
 
 /// nf_tables in the network namespace of the thread that opened it.
 pub struct NfTables {
@@ -111,10 +116,17 @@ impl NfTables {
             let mut elements = Elements::new();
             if wanted {
                 let Some(parts) = self.elements(&set)? else { return Ok(None) };
-                if !dump.rules_add_to(&set) {
+                let ours = !dump.rules_add_to(&set);
+                if ours {
                     parts.strange().into_iter().for_each(|what| set.foreign = Some(what));
                 }
-                elements = parts.into_elements();
+                let (found, order) = parts.into_elements();
+                // Sets that rules fill may change with every packet; what is missed of them is read the next time.
+                if ours && order == Order::Changed {
+                    thread::sleep(REHASH);
+                    return Ok(None);
+                }
+                elements = found;
             }
             dump.sets.insert(set.name.clone(), (set, elements));
         }
