@@ -10,7 +10,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use egressguard::ruleset::program::{ChainDef, Element, Expr, GenerationId, KeyType, Op, RuleProgram, TableDump};
+use egressguard::ruleset::program::{ChainDef, Element, Expr, GenerationId, KeyType, Op, RuleProgram, SetDef, TableDump};
 use egressguard::simulated::Simulated;
 use egressguard::system::netlink::NfTables;
 use egressguard::world::{Depth, Kernel, KernelError};
@@ -307,5 +307,18 @@ fn releasing_the_kernel_closes_it_and_leaves_what_was_committed() {
         kernel.release();
         println!("released in {:?}", began.elapsed());
         assert_eq!(real_kernel().see(), Some(expected(&[table(), chain("new")])));
+    });
+}
+
+/// The kernel makes the hash of a set that has grown larger on its own time: a dump right after the transaction meets it at work.
+#[test]
+fn a_hundred_thousand_elements_are_all_there_right_after_they_were_loaded() {
+    netns::in_fresh_netns(|| {
+        let mut kernel = real_kernel();
+        let pins = SetDef { timeout: true, counter: true, ..plain_set("pins", [KeyType::Ipv4Addr]) };
+        let pin = |number: u32| ((0x1400_0000 + number).to_be_bytes().to_vec(), Element { comment: "n".into(), ..Element::default() });
+        kernel.put(&[table(), Op::AddSet(pins.clone()), add(&pins, (0..100_000).map(pin))]);
+        let (_, there) = kernel.kernel().observe(Depth::Pins).unwrap();
+        assert_eq!(there.unwrap().sets[&pins.name].1.len(), 100_000);
     });
 }
