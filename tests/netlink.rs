@@ -315,10 +315,14 @@ fn releasing_the_kernel_closes_it_and_leaves_what_was_committed() {
 fn a_hundred_thousand_elements_are_all_there_right_after_they_were_loaded() {
     netns::in_fresh_netns(|| {
         let mut kernel = real_kernel();
-        let pins = SetDef { timeout: true, counter: true, ..plain_set("pins", [KeyType::Ipv4Addr]) };
+        // The second is read beside the first, which is large.
+        let sets = ["more", "pins"].map(|name| SetDef { timeout: true, counter: true, ..plain_set(name, [KeyType::Ipv4Addr]) });
         let pin = |number: u32| ((0x1400_0000 + number).to_be_bytes().to_vec(), Element { comment: "n".into(), ..Element::default() });
-        kernel.put(&[table(), Op::AddSet(pins.clone()), add(&pins, (0..100_000).map(pin))]);
+        let filled = sets.iter().map(|set| add(set, (0..100_000).map(pin)));
+        let ops: Vec<Op> = [table()].into_iter().chain(sets.iter().cloned().map(Op::AddSet)).chain(filled).collect();
+        kernel.put(&ops);
         let (_, there) = kernel.kernel().observe(Depth::Pins).unwrap();
-        assert_eq!(there.unwrap().sets[&pins.name].1.len(), 100_000);
+        let there = there.unwrap();
+        assert_eq!(sets.map(|set| there.sets[&set.name].1.len()), [100_000, 100_000]);
     });
 }

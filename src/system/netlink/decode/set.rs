@@ -200,6 +200,11 @@ impl ElementParts {
         Some(counter)
     }
 
+    /// How many have come.
+    pub fn count(&self) -> usize {
+        self.found.len()
+    }
+
     /// What is strange about the elements, in words. Elements that rules add carry what the rules say.
     pub fn strange(&self) -> Option<String> {
         (self.strange > 0).then(|| format!("a statement on {} of its elements", self.strange))
