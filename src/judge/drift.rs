@@ -1,7 +1,7 @@
 //! Where the kernel differs from what was compiled, in the policy's words: which rule, which line, which name. The plan says what has
 //! to change; this says to people what was changed, and by how much.
 //!
-//! Both see the same differences, but for one: an element whose time ends within [`SLACK`] may be there or gone already, and is none
+//! Both see the same differences, but for one: an element whose time ends within `SLACK` may be there or gone already, and is none
 //! here.
 
 use crate::base::time::{Period, Timestamp};
