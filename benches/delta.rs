@@ -63,16 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// A set as the compiler makes it for the pins of names.
 fn pins(size: u32) -> SetDef {
-    SetDef {
-        name: format!("tcp_443_v4_{size}"),
-        key: vec![KeyType::Ipv4Addr],
-        interval: false,
-        timeout: true,
-        dynamic: false,
-        counter: true,
-        size: None,
-        foreign: None,
-    }
+    SetDef { timeout: true, counter: true, ..SetDef::plain(format!("tcp_443_v4_{size}"), [KeyType::Ipv4Addr]) }
 }
 
 /// The pin of this number: an address with a time and a name.

@@ -63,16 +63,7 @@ fn table() -> Op {
 }
 
 fn pins() -> SetDef {
-    SetDef {
-        name: "pins".into(),
-        key: vec![KeyType::Ipv4Addr],
-        interval: false,
-        timeout: false,
-        dynamic: false,
-        counter: false,
-        size: None,
-        foreign: None,
-    }
+    SetDef::plain("pins", vec![KeyType::Ipv4Addr])
 }
 
 fn additions() -> Vec<Op> {

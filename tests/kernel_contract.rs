@@ -70,9 +70,9 @@ fn what_is_committed_is_observed(world: &mut World) {
 }
 
 fn every_expression_comes_back_as_it_was(world: &mut World) {
-    let uids = SetDef { dynamic: true, timeout: true, size: Some(100), ..plain_set("uids", [KeyType::Uid]) };
+    let uids = SetDef { dynamic: true, timeout: true, size: Some(100), ..SetDef::plain("uids", [KeyType::Uid]) };
     let ledger = SetDef { counter: true, ..SetDef { name: "ledger".into(), ..uids.clone() } };
-    let pairs = plain_set("pairs", [KeyType::Ipv4Addr, KeyType::InetService]);
+    let pairs = SetDef::plain("pairs", [KeyType::Ipv4Addr, KeyType::InetService]);
     let limit = |over| Expr::Limit { rate: 20, unit: 60, burst: 7, kind: 0, over };
     let update = |set: &str, timeout_ms, element| Expr::Update { set: set.into(), operation: 1, from: REGISTER, timeout_ms, element };
     let mut ops = vec![table(), Op::AddSet(uids), Op::AddSet(ledger), Op::AddSet(pairs), base("out", Hook::Output, true), chain("c")];
@@ -163,19 +163,19 @@ fn every_shape_of_set_comes_back_as_it_was(world: &mut World) {
         (KeyType::Icmpv6Type, vec![128]),
         (KeyType::CgroupV2, 4711u64.to_ne_bytes().to_vec()),
     ] {
-        put(plain_set(&format!("type {}", key.name()), [key]), vec![single(&value)]);
+        put(SetDef::plain(format!("type {}", key.name()), [key]), vec![single(&value)]);
     }
     let pinned =
         |comment: &str| Element { timeout_ms: Some(3_600_000), comment: comment.into(), counted: Some((12, 3456)), ..Element::default() };
-    let pins = SetDef { timeout: true, counter: true, ..plain_set("pins", [KeyType::Ipv4Addr]) };
+    let pins = SetDef { timeout: true, counter: true, ..SetDef::plain("pins", [KeyType::Ipv4Addr]) };
     put(pins.clone(), vec![(address.to_vec(), pinned("api.openai.com")), (vec![192, 0, 2, 2], pinned(&long)), single(&[192, 0, 2, 3])]);
     let pair = [KeyType::Ipv6Addr, KeyType::InetService];
     let pair_key = [&v6[..], &[1, 187, 0, 0]].concat();
-    put(SetDef { timeout: true, ..plain_set("pairs", pair) }, vec![(pair_key, Element { counted: None, ..pinned("api.openai.com") })]);
+    put(SetDef { timeout: true, ..SetDef::plain("pairs", pair) }, vec![(pair_key, Element { counted: None, ..pinned("api.openai.com") })]);
     let who = [KeyType::Uid, KeyType::Ipv4Addr, KeyType::InetProto, KeyType::InetService];
-    let ledger = SetDef { dynamic: true, timeout: true, counter: true, size: Some(65_000), ..plain_set("ledger", who) };
+    let ledger = SetDef { dynamic: true, timeout: true, counter: true, size: Some(65_000), ..SetDef::plain("ledger", who) };
     put(ledger, vec![(vec![232, 3, 0, 0, 192, 0, 2, 1, 6, 0, 0, 0, 1, 187, 0, 0], pinned(""))]);
-    let nets = SetDef { interval: true, counter: true, ..plain_set("nets", [KeyType::Ipv4Addr]) };
+    let nets = SetDef { interval: true, counter: true, ..SetDef::plain("nets", [KeyType::Ipv4Addr]) };
     let (low, high) = span(&[10, 0, 0, 0], &[10, 255, 255, 255]);
     put(
         nets,
@@ -185,11 +185,11 @@ fn every_shape_of_set_comes_back_as_it_was(world: &mut World) {
             span(&address, &address),
         ],
     );
-    let nets6 = SetDef { interval: true, timeout: true, ..plain_set("nets6", [KeyType::Ipv6Addr]) };
+    let nets6 = SetDef { interval: true, timeout: true, ..SetDef::plain("nets6", [KeyType::Ipv6Addr]) };
     put(nets6, vec![(v6.to_vec(), Element { last: Some(vec![255; 16]), timeout_ms: Some(60_000), ..Element::default() })]);
-    let ranges = SetDef { interval: true, timeout: true, ..plain_set("ranges", [KeyType::Ipv4Addr, KeyType::InetService]) };
+    let ranges = SetDef { interval: true, timeout: true, ..SetDef::plain("ranges", [KeyType::Ipv4Addr, KeyType::InetService]) };
     put(ranges, vec![span(&[192, 0, 2, 0, 31, 64, 0, 0], &[192, 0, 2, 255, 31, 144, 0, 0]), span(&[1; 8], &[1; 8])]);
-    put(plain_set(&"n".repeat(200), [KeyType::Mark]), vec![]);
+    put(SetDef::plain("n".repeat(200), [KeyType::Mark]), vec![]);
     round_trip(world, &ops);
     let left = world.elements("pins")[&address.to_vec()].expires_ms.unwrap();
     assert!((3_590_000..=3_600_000).contains(&left), "{left} ms are left of an hour");
@@ -202,7 +202,7 @@ fn an_empty_transaction_is_not_sent(world: &mut World) {
 }
 
 fn steps_that_change_nothing_make_no_generation(world: &mut World) {
-    let pins = plain_set("pins", [KeyType::Ipv4Addr]);
+    let pins = SetDef::plain("pins", [KeyType::Ipv4Addr]);
     world.put(&[table(), chain("empty"), Op::AddSet(pins.clone()), add(&pins, [single(&[1; 4])])]);
     let generation = world.kernel().generation().unwrap();
     let nothing = [table(), Op::FlushChain("empty".into()), add(&pins, []), delete(&pins, []), add(&pins, [single(&[1; 4])])];
@@ -229,7 +229,7 @@ fn a_table_that_is_there_may_be_added_again(world: &mut World) {
 }
 
 fn a_refused_last_step_leaves_nothing_of_the_others(world: &mut World) {
-    let pins = plain_set("pins", [KeyType::Ipv4Addr]);
+    let pins = SetDef::plain("pins", [KeyType::Ipv4Addr]);
     let whole = [table(), base("out", Hook::Output, false), Op::AddSet(pins.clone()), add(&pins, [single(&[1; 4])])];
     let refusals = world.refused(&[&whole[..], &[rule("nowhere", "", [])]].concat());
     assert_eq!(refusals, [("add a rule to chain `nowhere`".into(), "ENOENT".into())]);
@@ -253,11 +253,11 @@ fn a_refusal_names_each_step_that_failed(world: &mut World) {
 }
 
 fn what_is_missing_is_enoent(world: &mut World) {
-    let pins = plain_set("pins", [KeyType::Ipv4Addr]);
+    let pins = SetDef::plain("pins", [KeyType::Ipv4Addr]);
     for op in [Op::DeleteTable, chain("c"), Op::AddSet(pins.clone()), Op::FlushChain("c".into()), add(&pins, [single(&[1; 4])])] {
         assert_eq!(world.refused(std::slice::from_ref(&op)), [(op.to_string(), "ENOENT".into())]);
     }
-    let other = plain_set("other", [KeyType::Uid]);
+    let other = SetDef::plain("other", [KeyType::Uid]);
     world.put(&[table(), chain("c"), Op::AddSet(pins.clone())]);
     for op in [
         Op::DeleteChain("nowhere".into()),
@@ -276,8 +276,8 @@ fn what_is_missing_is_enoent(world: &mut World) {
 }
 
 fn what_is_in_use_is_ebusy(world: &mut World) {
-    let pins = plain_set("pins", [KeyType::Ipv4Addr]);
-    let uids = SetDef { dynamic: true, size: Some(9), ..plain_set("uids", [KeyType::Uid]) };
+    let pins = SetDef::plain("pins", [KeyType::Ipv4Addr]);
+    let uids = SetDef { dynamic: true, size: Some(9), ..SetDef::plain("uids", [KeyType::Uid]) };
     world.put(&[
         table(),
         chain("target"),
@@ -309,13 +309,13 @@ fn what_is_in_use_is_ebusy(world: &mut World) {
 }
 
 fn what_is_there_is_eexist(world: &mut World) {
-    let pins = plain_set("pins", [KeyType::Ipv4Addr]);
-    let nets = SetDef { interval: true, ..plain_set("nets", [KeyType::Ipv4Addr]) };
+    let pins = SetDef::plain("pins", [KeyType::Ipv4Addr]);
+    let nets = SetDef { interval: true, ..SetDef::plain("nets", [KeyType::Ipv4Addr]) };
     let net = span(&[10, 0, 0, 0], &[10, 0, 0, 255]);
     world.put(&[table(), base("in", Hook::Input, true), Op::AddSet(pins.clone()), Op::AddSet(nets.clone()), add(&nets, [net])]);
     for op in [
         Op::AddSet(pins.clone()),
-        Op::AddSet(plain_set("pins", [KeyType::Ipv6Addr])),
+        Op::AddSet(SetDef::plain("pins", [KeyType::Ipv6Addr])),
         add(&nets, [span(&[10, 0, 0, 128], &[10, 0, 1, 0])]),
         add(&nets, [span(&[9, 255, 255, 255], &[10, 0, 0, 7])]),
     ] {
@@ -323,7 +323,7 @@ fn what_is_there_is_eexist(world: &mut World) {
     }
     // EOPNOTSUPP from newer kernels.
     assert!(["EEXIST", "EOPNOTSUPP"].contains(&world.refused(&[base("in", Hook::Output, true)])[0].1.as_str()));
-    world.put(&[Op::DeleteSet("pins".into()), Op::AddSet(plain_set("pins", [KeyType::Ipv6Addr]))]);
+    world.put(&[Op::DeleteSet("pins".into()), Op::AddSet(SetDef::plain("pins", [KeyType::Ipv6Addr]))]);
 }
 
 fn a_policy_changes_by_adding_the_chain_again(world: &mut World) {
@@ -333,7 +333,7 @@ fn a_policy_changes_by_adding_the_chain_again(world: &mut World) {
 }
 
 fn flushing_a_chain_keeps_sets_and_their_elements(world: &mut World) {
-    let pins = SetDef { counter: true, timeout: true, ..plain_set("pins", [KeyType::Ipv4Addr]) };
+    let pins = SetDef { counter: true, timeout: true, ..SetDef::plain("pins", [KeyType::Ipv4Addr]) };
     let pin =
         (vec![1; 4], Element { counted: Some((5, 500)), comment: "api.openai.com".into(), timeout_ms: Some(60_000), ..Element::default() });
     let kept = [table(), base("out", Hook::Output, false), Op::AddSet(pins.clone()), add(&pins, [pin])];
@@ -353,8 +353,8 @@ fn the_table_is_replaced_in_one_transaction(world: &mut World) {
 }
 
 fn twenty_thousand_elements_are_one_transaction(world: &mut World) {
-    let pins = SetDef { timeout: true, counter: true, ..plain_set("pins", [KeyType::Ipv4Addr]) };
-    let nets = SetDef { interval: true, ..plain_set("nets", [KeyType::Ipv4Addr]) };
+    let pins = SetDef { timeout: true, counter: true, ..SetDef::plain("pins", [KeyType::Ipv4Addr]) };
+    let nets = SetDef { interval: true, ..SetDef::plain("nets", [KeyType::Ipv4Addr]) };
     let address = |number: u32| (0x0a00_0000 + number * 4).to_be_bytes();
     let pin = |number| {
         (address(number).to_vec(), Element { timeout_ms: Some(3_600_000), comment: "api.openai.com".into(), ..Element::default() })
@@ -379,8 +379,8 @@ fn five_hundred_rules_overflow_nothing(world: &mut World) {
 }
 
 fn intervals_touch_and_reach_the_last_address(world: &mut World) {
-    let nets = SetDef { interval: true, ..plain_set("nets", [KeyType::Ipv4Addr]) };
-    let ports = SetDef { interval: true, ..plain_set("ports", [KeyType::InetService]) };
+    let nets = SetDef { interval: true, ..SetDef::plain("nets", [KeyType::Ipv4Addr]) };
+    let ports = SetDef { interval: true, ..SetDef::plain("ports", [KeyType::InetService]) };
     let intervals = [
         span(&[0, 0, 0, 0], &[0, 0, 0, 255]),
         span(&[0, 0, 1, 0], &[0, 0, 1, 0]),
@@ -402,8 +402,8 @@ fn intervals_touch_and_reach_the_last_address(world: &mut World) {
 }
 
 fn a_whole_set_shows_only_when_asked_for(world: &mut World) {
-    let pins = plain_set("pins", [KeyType::Uid]);
-    let ledger = SetDef { dynamic: true, size: Some(10), ..plain_set("ledger", [KeyType::Uid]) };
+    let pins = SetDef::plain("pins", [KeyType::Uid]);
+    let ledger = SetDef { dynamic: true, size: Some(10), ..SetDef::plain("ledger", [KeyType::Uid]) };
     let element = single(&[1, 0, 0, 0]);
     world.put(&[
         table(),
@@ -422,7 +422,7 @@ fn a_whole_set_shows_only_when_asked_for(world: &mut World) {
 }
 
 fn an_element_that_is_there_stays_as_it_is(world: &mut World) {
-    let pins = SetDef { counter: true, ..plain_set("pins", [KeyType::Ipv4Addr]) };
+    let pins = SetDef { counter: true, ..SetDef::plain("pins", [KeyType::Ipv4Addr]) };
     let element = |comment: &str, counted| (vec![1; 4], Element { comment: comment.into(), counted, ..Element::default() });
     let ops = [table(), Op::AddSet(pins.clone()), add(&pins, [element("first", Some((3, 30)))])];
     world.put(&ops);
@@ -431,7 +431,7 @@ fn an_element_that_is_there_stays_as_it_is(world: &mut World) {
 }
 
 fn an_element_goes_when_its_time_is_over(world: &mut World) {
-    let pins = SetDef { timeout: true, ..plain_set("pins", [KeyType::Ipv4Addr]) };
+    let pins = SetDef { timeout: true, ..SetDef::plain("pins", [KeyType::Ipv4Addr]) };
     let short = (vec![1; 4], Element { timeout_ms: Some(200), ..Element::default() });
     world.put(&[table(), Op::AddSet(pins.clone()), add(&pins, [short.clone(), single(&[2; 4])])]);
     let left = world.elements("pins")[&vec![1; 4]].expires_ms;
@@ -442,7 +442,7 @@ fn an_element_goes_when_its_time_is_over(world: &mut World) {
 }
 
 fn renewal_works_whether_an_element_is_there_or_gone_or_over(world: &mut World) {
-    let pins = SetDef { timeout: true, counter: true, ..plain_set("pins", [KeyType::Ipv4Addr]) };
+    let pins = SetDef { timeout: true, counter: true, ..SetDef::plain("pins", [KeyType::Ipv4Addr]) };
     let pin = |key: u8, timeout, counted| {
         (vec![key; 4], Element { timeout_ms: Some(timeout), counted, comment: "api.openai.com".into(), ..Element::default() })
     };
@@ -455,7 +455,7 @@ fn renewal_works_whether_an_element_is_there_or_gone_or_over(world: &mut World) 
 }
 
 fn a_full_set_refuses_more(world: &mut World) {
-    let pins = SetDef { size: Some(2), ..plain_set("pins", [KeyType::Ipv4Addr]) };
+    let pins = SetDef { size: Some(2), ..SetDef::plain("pins", [KeyType::Ipv4Addr]) };
     world.put(&[table(), Op::AddSet(pins.clone()), add(&pins, [single(&[1; 4]), single(&[2; 4])])]);
     assert_eq!(world.refused(&[add(&pins, [single(&[3; 4])])])[0].1, "ENFILE");
 }

@@ -1,13 +1,15 @@
 //! Lift is total: whatever `nft` puts into our table is understood or reported, never skipped and never a crash. The statements are lines
 //! of `tests/nft_statements.txt`.
 
+#[path = "support/datagrams.rs"]
+mod datagrams;
 mod golden_case;
 mod namespace;
 
 use std::collections::BTreeMap;
-use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 
+use datagrams::datagrams;
 use egressguard::base::net::Family;
 use egressguard::base::packet::Direction;
 use egressguard::judge::drift::drift;
@@ -20,12 +22,11 @@ use egressguard::ruleset::program::{Elements, TableDef, TableDump};
 use egressguard::ruleset::rule::Action;
 use egressguard::system::netlink::NfTables;
 use egressguard::system::netlink::decode::{self, ElementParts};
-use egressguard::system::netlink::message::{Writer, messages};
+use egressguard::system::netlink::message::messages;
 use egressguard::world::{Depth, Kernel};
 use golden_case::{GoldenCase, NOW};
 use namespace::load::load;
 use namespace::{inside, kernel_is_there, nft};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use proptest::prelude::*;
 
 /// At least so many statements have to load, or the test says too little.
@@ -142,25 +143,9 @@ fn dumps() -> &'static [Vec<u8>] {
                 let _ = nft(&["-f", "-"], &format!("{}\n", statement.script));
             }
             let sets: Vec<String> = observed().sets.into_keys().collect();
-            let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::empty(), SockProtocol::NetlinkNetFilter).unwrap();
-            let mut found = Vec::new();
-            // NFT_MSG_GETTABLE, GETCHAIN, GETRULE, GETSET, GETOBJ, GETFLOWTABLE as dumps, GETSETELEM of each set.
-            let whole = [1, 4, 7, 10, 19, 23].map(|kind| (kind, String::new()));
-            for (kind, set) in whole.into_iter().chain(sets.into_iter().map(|set| (13, set))) {
-                let mut writer = Writer::default();
-                let message = writer.begin(kind, 0x300, 1);
-                if kind == 13 {
-                    writer.text(1, "egressguard");
-                    writer.text(2, &set);
-                }
-                writer.end(message);
-                send(fd.as_raw_fd(), &writer.into_octets(), MsgFlags::empty()).unwrap();
-                let mut buffer = vec![0; 1 << 16];
-                while let Ok(length) = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                    found.push(buffer[..length].to_vec());
-                }
-            }
-            found
+            let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+            // NFT_MSG_GETTABLE, GETCHAIN, GETRULE, GETSET, GETOBJ, GETFLOWTABLE.
+            datagrams(&[1, 4, 7, 10, 19, 23], &sets)
         })
     })
 }

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use egressguard::ruleset::program::{ChainDef, Element, Expr, GenerationId, KeyType, Op, RuleProgram, TableDump};
+use egressguard::ruleset::program::{ChainDef, Element, Expr, GenerationId, KeyType, Op, RuleProgram, SetDef, TableDump};
 use egressguard::simulated::Simulated;
 use egressguard::system::netlink::NfTables;
 use egressguard::world::{Depth, Kernel, KernelError};
@@ -266,7 +266,7 @@ fn without_the_right_to_it_nothing_is_read_or_changed() {
 #[test]
 fn a_busy_packet_filter_is_read_as_of_one_generation() {
     netns::in_fresh_netns(|| {
-        let pins = plain_set("pins", [KeyType::Ipv4Addr]);
+        let pins = SetDef::plain("pins", [KeyType::Ipv4Addr]);
         let mut world = real_kernel();
         world.put(&[table(), Op::AddSet(pins.clone()), chain("c")]);
         let netns = std::fs::File::open("/proc/thread-self/ns/net").unwrap();

@@ -1,15 +1,16 @@
 //! The decoder of kernel dumps against octets that no kernel sent: it may refuse them, and it may never panic.
 
+#[path = "support/datagrams.rs"]
+mod datagrams;
 #[path = "support/netns.rs"]
 mod netns;
 
-use std::os::fd::AsRawFd;
 use std::process::Command;
 
+use datagrams::datagrams;
 use egressguard::ruleset::program::SetDef;
 use egressguard::system::netlink::decode::{self, ElementParts};
 use egressguard::system::netlink::message::{Message, Writer, messages, text, udata};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use proptest::prelude::*;
 
 /// Everything that reads a message reads this one, whatever it is.
@@ -17,16 +18,7 @@ fn read_as_anything(message: &Message<'_>) {
     let _ = (decode::generation(message), decode::table(message), decode::chain(message), decode::rule(message));
     let _ = (decode::object(message), decode::flowtable(message));
     let found = decode::set(message).flatten();
-    let foreign = SetDef {
-        name: String::new(),
-        key: vec![],
-        interval: true,
-        timeout: false,
-        dynamic: false,
-        counter: false,
-        size: None,
-        foreign: None,
-    };
+    let foreign = SetDef { interval: true, ..SetDef::plain(String::new(), vec![]) };
     for set in [found.unwrap_or_else(|| foreign.clone()), foreign] {
         let mut parts = ElementParts::new(&set);
         let _ = parts.take(message);
@@ -73,24 +65,8 @@ fn real_dumps() -> Vec<Vec<u8>> {
             println!("skipped: nft cannot load the rules");
             return Vec::new();
         }
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::empty(), SockProtocol::NetlinkNetFilter).unwrap();
-        let mut found = Vec::new();
-        // NFT_MSG_GETTABLE, GETCHAIN, GETRULE, GETSET as dumps, GETSETELEM of each set.
-        for (kind, set) in [(1, ""), (4, ""), (7, ""), (10, ""), (13, "ledger"), (13, "nets"), (13, "ranges"), (13, "verdicts")] {
-            let mut writer = Writer::default();
-            let message = writer.begin(kind, 0x300, 1);
-            if kind == 13 {
-                writer.text(1, "egressguard");
-                writer.text(2, set);
-            }
-            writer.end(message);
-            send(fd.as_raw_fd(), &writer.into_octets(), MsgFlags::empty()).unwrap();
-            let mut buffer = vec![0; 1 << 16];
-            while let Ok(length) = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                found.push(buffer[..length].to_vec());
-            }
-        }
-        found
+        // NFT_MSG_GETTABLE, GETCHAIN, GETRULE, GETSET.
+        datagrams(&[1, 4, 7, 10], &["ledger", "nets", "ranges", "verdicts"])
     });
     gathered.unwrap_or_default()
 }

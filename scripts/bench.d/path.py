@@ -30,14 +30,17 @@ dns:
   servers: [192.0.2.53]
 """
 
-# What somebody who knows nft writes for the same policy.
-BY_HAND = f"""table inet by_hand {{
-	set api {{
+# What both rulesets by hand look destinations up in.
+API = f"""	set api {{
 		type ipv4_addr
 		flags timeout
 		elements = {{ {PEER} timeout 1d }}
 	}}
-	chain input {{
+"""
+
+# What somebody who knows nft writes for the same policy.
+BY_HAND = f"""table inet by_hand {{
+{API}	chain input {{
 		type filter hook input priority filter; policy drop;
 		ct state established,related accept
 		iif "lo" accept
@@ -77,12 +80,7 @@ TRACKING = """table inet tracking {
 # Without tracking: every packet is looked up, and answers are told by their ports. It is no equal: whoever has the address of a
 # named host may send anything but a SYN to any port, and the resolver's address may send datagrams to any.
 STATELESS = f"""table inet stateless {{
-	set api {{
-		type ipv4_addr
-		flags timeout
-		elements = {{ {PEER} timeout 1d }}
-	}}
-	chain input {{
+{API}	chain input {{
 		type filter hook input priority filter; policy drop;
 		ip saddr @api tcp sport {{ {PORT}, {PORT + 1} }} tcp flags & (syn | ack) != syn accept
 		tcp dport {PORT} accept

@@ -357,6 +357,14 @@ pub struct SetDef {
     pub foreign: Option<String>,
 }
 
+impl SetDef {
+    /// A set without flags.
+    pub fn plain(name: impl Into<String>, key: impl Into<Vec<KeyType>>) -> SetDef {
+        let (name, key) = (name.into(), key.into());
+        SetDef { name, key, interval: false, timeout: false, dynamic: false, counter: false, size: None, foreign: None }
+    }
+}
+
 /// The key of an element as the kernel holds it: all fields, each padded to four octets when there are several. In an
 /// interval set it is the first value of the interval.
 pub type Key = Vec<u8>;

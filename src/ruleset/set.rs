@@ -36,29 +36,29 @@ pub struct Member {
 impl Set {
     /// An empty set of addresses, each with a counter of its own and a time of its own: pins and single addresses.
     pub fn of_addresses(name: String, family: Family) -> Set {
-        Set { def: SetDef { timeout: true, counter: true, ..plain(name, vec![address_type(family)]) }, members: BTreeMap::new() }
+        Set { def: SetDef { timeout: true, counter: true, ..SetDef::plain(name, vec![address_type(family)]) }, members: BTreeMap::new() }
     }
 
     /// An empty set of networks, each with a counter of its own.
     pub fn of_networks(name: String, family: Family) -> Set {
-        Set { def: SetDef { interval: true, counter: true, ..plain(name, vec![address_type(family)]) }, members: BTreeMap::new() }
+        Set { def: SetDef { interval: true, counter: true, ..SetDef::plain(name, vec![address_type(family)]) }, members: BTreeMap::new() }
     }
 
     /// A constant set of small numbers.
     pub fn of_numbers(name: &str, key: KeyType, numbers: &[u8]) -> Set {
         let members = numbers.iter().map(|number| (vec![*number], Member::default())).collect();
-        Set { def: plain(name.to_string(), vec![key]), members }
+        Set { def: SetDef::plain(name.to_string(), vec![key]), members }
     }
 
     /// A set of the control group of one unit; empty while it does not run.
     pub fn of_unit(name: String, id: Option<u64>, unit: &str) -> Set {
         let member = |id: u64| (id.to_ne_bytes().to_vec(), Member { comment: cut(unit), ..Member::default() });
-        Set { def: plain(name, vec![KeyType::CgroupV2]), members: id.map(member).into_iter().collect() }
+        Set { def: SetDef::plain(name, vec![KeyType::CgroupV2]), members: id.map(member).into_iter().collect() }
     }
 
     /// A set that rules fill.
     pub fn dynamic(name: &str, key: Vec<KeyType>) -> Set {
-        let def = SetDef { timeout: true, dynamic: true, size: Some(DYNAMIC_SIZE), ..plain(name.to_string(), key) };
+        let def = SetDef { timeout: true, dynamic: true, size: Some(DYNAMIC_SIZE), ..SetDef::plain(name.to_string(), key) };
         Set { def, members: BTreeMap::new() }
     }
 
@@ -81,11 +81,6 @@ impl Set {
         };
         if holds { Some(nearest) } else { self.members.first_key_value().filter(|(key, _)| key.is_empty()) }
     }
-}
-
-/// A set without flags.
-fn plain(name: String, key: Vec<KeyType>) -> SetDef {
-    SetDef { name, key, interval: false, timeout: false, dynamic: false, counter: false, size: None, foreign: None }
 }
 
 /// The key type of addresses.

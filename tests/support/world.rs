@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use egressguard::ruleset::program::{
-    Base, ChainDef, Element, Elements, Expr, GenerationId, Hook, Key, KeyType, Op, Register, RuleProgram, SetDef, TableDef, TableDump,
+    Base, ChainDef, Element, Elements, Expr, GenerationId, Hook, Key, Op, Register, RuleProgram, SetDef, TableDef, TableDump,
 };
 use egressguard::simulated::Simulated;
 use egressguard::system::netlink::NfTables;
@@ -88,19 +88,6 @@ pub fn chain(name: &str) -> Op {
 
 pub fn rule(chain: &str, comment: &str, exprs: impl Into<Vec<Expr>>) -> Op {
     Op::AddRule { chain: chain.into(), rule: RuleProgram { exprs: exprs.into(), comment: comment.into() } }
-}
-
-pub fn plain_set(name: &str, key: impl Into<Vec<KeyType>>) -> SetDef {
-    SetDef {
-        name: name.into(),
-        key: key.into(),
-        interval: false,
-        timeout: false,
-        dynamic: false,
-        counter: false,
-        size: None,
-        foreign: None,
-    }
 }
 
 pub fn add(set: &SetDef, elements: impl IntoIterator<Item = (Key, Element)>) -> Op {

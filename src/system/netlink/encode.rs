@@ -389,7 +389,7 @@ mod tests {
     use crate::ruleset::program::{Expr, KeyType, Register, Verdict};
 
     fn set(key: Vec<KeyType>, interval: bool) -> SetDef {
-        SetDef { name: "pins".into(), key, interval, timeout: false, dynamic: false, counter: false, size: None, foreign: None }
+        SetDef { interval, ..SetDef::plain("pins", key) }
     }
 
     #[test]

@@ -293,16 +293,7 @@ mod tests {
             writer.close(item);
             writer.close(list);
             let payload = [vec![0; 4], writer.into_octets()].concat();
-            let set = SetDef {
-                name: "s".into(),
-                key: vec![KeyType::InetProto],
-                interval: false,
-                timeout: false,
-                dynamic: false,
-                counter: false,
-                size: None,
-                foreign: None,
-            };
+            let set = SetDef::plain("s", vec![KeyType::InetProto]);
             let mut parts = ElementParts::new(&set);
             parts.take(&Message { kind: 0, flags: 0, seq: 0, payload: &payload }).unwrap();
             parts.strange()
