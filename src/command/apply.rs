@@ -126,8 +126,7 @@ fn told(saved: &Saved, source: &Source, world: &mut World) -> Option<Told> {
         parsed = policy::parse_bytes(&saved.policy, &saved.record.file).ok()?.policy;
         &parsed
     };
-    let pins = enforce::earlier_pins(saved, policy, world.host);
-    Some(Told { kernel, ruleset: compile(policy, &pins, &saved.record.facts(), saved.record.generation).loadable() })
+    Some(Told { kernel, ruleset: enforce::earlier_rules(saved, policy, world.host) })
 }
 
 /// Refuses a policy under which the session this runs in could not be opened again, or would end: the rules themselves are asked. No

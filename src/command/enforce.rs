@@ -9,7 +9,7 @@ use crate::judge::plan::{Plan, imagine, plan};
 use crate::pins::{self, Answer, Confirmation, LeaseRules, Outcome, Pins, SpecialAnswers, What};
 use crate::policy::{DnsServer, Policy, PrivateAnswers, Target};
 use crate::ruleset::Ruleset;
-use crate::ruleset::compile::Facts;
+use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::program::{GenerationId, TableDump};
 use crate::state::Saved;
 use crate::world::{Depth, Host, Kernel, KernelError, Resolver};
@@ -56,6 +56,11 @@ pub fn lease_rules(policy: &Policy) -> LeaseRules {
 /// The pins of an earlier generation as they count now: stamps follow the clock where it jumped.
 pub fn earlier_pins(saved: &Saved, policy: &Policy, host: &dyn Host) -> Pins {
     pins::rebase(&saved.pins, &saved.record.clock(), &host.clock(), policy.refresh.keep).pins
+}
+
+/// The rules that an earlier generation stands for now.
+pub fn earlier_rules(saved: &Saved, policy: &Policy, host: &dyn Host) -> Ruleset {
+    compile(policy, &earlier_pins(saved, policy, host), &saved.record.facts(), saved.record.generation).loadable()
 }
 
 /// Asks for every name and confirms the pins. Only the policy's names are kept.

@@ -11,7 +11,7 @@ use crate::base::name::DnsName;
 use crate::base::net::{Family, from_octets};
 use crate::base::packet::{PacketSpec, Peer, State, spelt};
 use crate::command::arguments::{DEFAULT_POLICY, ExplainArguments};
-use crate::command::{Exit, Failure, Output, Style, Verbosity, enforce, source, verdict};
+use crate::command::{Exit, Failure, Output, Verbosity, enforce, source, verdict};
 use crate::judge::plan::NotOurs;
 use crate::judge::{Packet, Trace, Verdict, judge, symbolic};
 use crate::pins::{Lease, Pins};
@@ -129,7 +129,7 @@ fn ask(words: &[String], output: &mut Output) -> Result<Question, Failure> {
 
 /// A policy as it would be loaded here now. What this host does not know is a symbol.
 fn of_policy(name: &str, arguments: &ExplainArguments, world: &World, output: &mut Output) -> Result<Ground, Failure> {
-    let policy = source::load(name, world.documents, &mut quiet(output))?.policy;
+    let policy = source::load(name, world.documents, &mut output.quiet())?.policy;
     let pins = match &arguments.pins {
         Some(path) => source::pins(path, world.documents)?,
         None => saved(world, output).map(|saved| running(&saved, &policy, world)).unwrap_or_default(),
@@ -157,7 +157,7 @@ fn of_kernel(arguments: &ExplainArguments, world: &mut World, output: &mut Outpu
     let saved = saved(world, output);
     let policy = saved
         .as_ref()
-        .and_then(|saved| source::parse(&saved.record.file, saved.policy.clone(), &mut quiet(output)).ok().map(|source| source.policy));
+        .and_then(|saved| source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet()).ok().map(|source| source.policy));
     let mut pins = match &arguments.pins {
         Some(path) => source::pins(path, world.documents)?,
         None => saved.as_ref().zip(policy.as_ref()).map(|(saved, policy)| running(saved, policy, world)).unwrap_or_default(),
@@ -208,10 +208,6 @@ fn running(saved: &Saved, policy: &Policy, world: &World) -> Pins {
         of_name.leases.retain(|_, lease| lease.expires > now);
     }
     pins
-}
-
-fn quiet<'a>(output: &'a mut Output) -> Output<'a> {
-    Output { out: &mut *output.out, err: &mut *output.err, style: Style::Plain, verbosity: Verbosity::Quiet }
 }
 
 /// Judges every packet that the question stands for; those with the same answer are said once.

@@ -147,6 +147,11 @@ pub enum Verbosity {
 }
 
 impl Output<'_> {
+    /// The same, for a step whose warnings the user has had already or did not ask for.
+    pub fn quiet(&mut self) -> Output<'_> {
+        Output { out: &mut *self.out, err: &mut *self.err, style: Style::Plain, verbosity: Verbosity::Quiet }
+    }
+
     /// Something the user should know.
     pub fn warn(&mut self, text: &str) {
         if self.verbosity > Verbosity::Quiet {

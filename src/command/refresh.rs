@@ -10,7 +10,7 @@ use crate::base::time::Timestamp;
 use crate::command::arguments::RefreshArguments;
 use crate::command::enforce::{self, Committed, Knowledge, Told};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, Style, Verbosity, apply};
+use crate::command::{Exit, Failure, Output, apply};
 use crate::judge::plan::{Plan, plan};
 use crate::pins::{Confirmation, Pins};
 use crate::policy::Policy;
@@ -115,8 +115,7 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
         loaded => (loaded?, None),
     };
     let saved = saved.ok_or_else(nothing)?;
-    let mut quiet = Output { out: &mut *output.out, err: &mut *output.err, style: Style::Plain, verbosity: Verbosity::Quiet };
-    let Source { policy, .. } = source::parse(&saved.record.file, saved.policy.clone(), &mut quiet)?;
+    let Source { policy, .. } = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?;
     let earlier = enforce::earlier_pins(&saved, &policy, world.host);
     let told = saved.record.facts();
     Ok(Refresh { saved, policy, earlier, told, damaged })

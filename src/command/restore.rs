@@ -1,6 +1,6 @@
 //! `restore`: the last applied policy again, without DNS, early in the boot. What cannot be restored is locked down.
 
-use crate::command::{Exit, Failure, Output, Style, Verbosity, enforce, source};
+use crate::command::{Exit, Failure, Output, enforce, source};
 use crate::pins::Pins;
 use crate::policy::Policy;
 use crate::ruleset::compile::{Facts, compile};
@@ -92,6 +92,5 @@ fn lockdown(complaint: Option<String>, output: &mut Output) -> Result<Restored, 
 }
 
 fn parse(name: &str, content: Vec<u8>, output: &mut Output) -> Result<Policy, Failure> {
-    let mut quiet = Output { out: &mut *output.out, err: &mut *output.err, style: Style::Plain, verbosity: Verbosity::Quiet };
-    source::parse(name, content, &mut quiet).map(|source| source.policy)
+    source::parse(name, content, &mut output.quiet()).map(|source| source.policy)
 }

@@ -97,8 +97,8 @@ type Judged = (Vec<String>, Vec<Pin>, Option<Period>);
 
 /// Drift, pins and the time between refreshes of what was saved.
 fn judged(saved: &Saved, there: Option<&TableDump>, now: Timestamp, world: &World, output: &mut Output) -> Result<Judged, Failure> {
-    let source =
-        source::parse(&saved.record.file, saved.policy.clone(), &mut Output { verbosity: super::Verbosity::Quiet, ..reborrow(output) })?;
+    let style = output.style;
+    let source = source::parse(&saved.record.file, saved.policy.clone(), &mut Output { style, ..output.quiet() })?;
     let earlier = enforce::earlier_pins(saved, &source.policy, world.host);
     let meant = compile(&source.policy, &earlier, &saved.record.facts(), saved.record.generation).loadable();
     let drift = match plan(there, &meant, now) {
@@ -120,10 +120,6 @@ fn judged(saved: &Saved, there: Option<&TableDump>, now: Timestamp, world: &Worl
         }
     }
     Ok((drift, pins, Some(source.policy.refresh.every)))
-}
-
-fn reborrow<'a>(output: &'a mut Output) -> Output<'a> {
-    Output { out: &mut *output.out, err: &mut *output.err, style: output.style, verbosity: output.verbosity }
 }
 
 /// What each address has counted, over all sets.

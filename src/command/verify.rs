@@ -3,11 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::command::arguments::VerifyArguments;
-use crate::command::{Exit, Failure, Output, Style, Verbosity, enforce, source};
+use crate::command::{Exit, Failure, Output, enforce, source};
 use crate::judge::drift::{Difference, drift};
 use crate::judge::surroundings::{Finding, NEVER_SEEN, Weight, findings};
 use crate::policy::Policy;
-use crate::ruleset::compile::compile;
 use crate::state::{self, Current};
 use crate::world::{Depth, World};
 
@@ -19,10 +18,8 @@ pub fn verify(arguments: &VerifyArguments, world: &mut World, output: &mut Outpu
     let nothing = || Failure::refused("no policy is applied here", "run `egressguard apply POLICY` first");
     let Current::Generation(generation) = state::current(world.files)? else { return Err(nothing()) };
     let saved = state::load(world.files, generation)?.ok_or_else(nothing)?;
-    let mut quiet = Output { out: &mut *output.out, err: &mut *output.err, style: Style::Plain, verbosity: Verbosity::Quiet };
-    let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut quiet)?.policy;
-    let pins = enforce::earlier_pins(&saved, &policy, world.host);
-    let meant = compile(&policy, &pins, &saved.record.facts(), generation).loadable();
+    let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
+    let meant = enforce::earlier_rules(&saved, &policy, world.host);
     let (_, there) = world.kernel.observe(Depth::Pins)?;
     // ORDER: the clock after the kernel, whose answer says how long elements have left now.
     let differences = drift(there.as_ref(), &meant, &policy, world.host.now());

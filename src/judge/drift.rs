@@ -5,6 +5,7 @@
 //! here.
 
 use crate::base::time::{Period, Timestamp};
+use crate::judge::plan::{SLACK, is_anonymous};
 use crate::judge::trace::source;
 use crate::policy::{Line, Policy};
 use crate::ruleset::lift::{Found, FoundChain, lift};
@@ -13,9 +14,6 @@ use crate::ruleset::rule::Rule;
 use crate::ruleset::set::{Member, Set};
 use crate::ruleset::text::{write_key, write_rule};
 use crate::ruleset::{Chain, IDENTITY_CHAIN, Ruleset, TABLE_COMMENT};
-
-/// Ends this close, in seconds, are the same end: the kernel rounds times, and a transaction takes a moment.
-const SLACK: i64 = 5;
 
 /// More cells than these are not searched for the smallest difference of two chains.
 const CELLS: usize = 4_000_000;
@@ -90,8 +88,7 @@ impl Differ<'_> {
             }
         }
         // Anonymous sets are a part of the rules that use them.
-        let anonymous = |set: &Set| set.def.foreign.as_ref().is_some_and(|words| words.contains("anonymous"));
-        for there in found.sets.values().filter(|there| !meant.sets.contains_key(&there.def.name) && !anonymous(there)) {
+        for there in found.sets.values().filter(|there| !meant.sets.contains_key(&there.def.name) && !is_anonymous(&there.def)) {
             self.say("set-added", None, None, format!("there is a set `{}`, which is not ours", there.def.name));
         }
     }

@@ -13,7 +13,7 @@ use crate::ruleset::set::{Member, Set};
 use crate::ruleset::{Ruleset, TABLE_COMMENT};
 
 /// The kernel rounds times to its clock tick, and a transaction takes a moment: ends this close, in seconds, are the same end.
-const SLACK: i64 = 5;
+pub(super) const SLACK: i64 = 5;
 
 /// What has to change, and the steps that change it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -58,7 +58,7 @@ impl Plan {
         self.ops.is_empty()
     }
 
-    /// Whether only elements of sets change.
+    /// Whether more than elements of sets changes.
     pub fn touches_rules(&self) -> bool {
         self.fresh || !self.chains.is_empty() || !self.sets.is_empty() || !self.foreign.is_empty()
     }
@@ -143,10 +143,9 @@ struct Differ<'a> {
 impl Differ<'_> {
     fn run(mut self) -> Plan {
         self.plan.foreign.clone_from(&self.found.foreign);
-        let mut remade = self.remade_sets();
+        let remade = self.remade_sets();
         let flushed = self.changed_chains(&remade);
         // Anonymous sets belong to rules and go with them.
-        remade.retain(|name| !name.starts_with("__"));
         let unmeant = self.dump.sets.iter().filter(|(name, (def, _))| !self.target.sets.contains_key(*name) && !is_anonymous(def));
         let gone: Vec<String> = unmeant.map(|(name, _)| name.clone()).collect();
 
@@ -262,7 +261,7 @@ impl Differ<'_> {
 }
 
 /// Whether the set is a part of the rule that uses it. A name tells nothing: anybody can call a set `__set0`.
-fn is_anonymous(def: &SetDef) -> bool {
+pub(super) fn is_anonymous(def: &SetDef) -> bool {
     def.foreign.as_ref().is_some_and(|words| words.contains("anonymous"))
 }
 

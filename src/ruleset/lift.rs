@@ -26,8 +26,8 @@ pub struct Found {
     pub dormant: bool,
 }
 
-/// `NFT_TABLE_F_DORMANT`.
-const DORMANT: u32 = 1;
+/// `NFT_TABLE_F_DORMANT`: the table is switched off.
+pub const DORMANT: u32 = 1;
 
 /// A chain as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,11 +9,9 @@ use super::message::Message;
 use super::socket::{Failure, Socket, Whole};
 use super::uapi::*;
 use super::{ATTEMPTS, errno_name, no_answer};
+use crate::ruleset::lift::DORMANT;
 use crate::ruleset::surroundings::{Family, Link, OtherTable, Surroundings};
 use crate::world::KernelError;
-
-/// `NFT_TABLE_F_DORMANT`.
-const DORMANT: u32 = 1;
 
 /// Everything around our table.
 pub fn look(socket: &mut Socket) -> Result<Surroundings, KernelError> {
