@@ -173,7 +173,7 @@ fn assembled(datagrams: &[Vec<u8>]) -> TableDump {
                 for (set, elements) in dump.sets.values_mut() {
                     let mut parts = ElementParts::new(set);
                     if parts.take(&message).is_some() {
-                        elements.extend(parts.into_elements());
+                        elements.extend(parts.into_elements().0);
                     }
                 }
             }

@@ -309,3 +309,20 @@ fn releasing_the_kernel_closes_it_and_leaves_what_was_committed() {
         assert_eq!(real_kernel().see(), Some(expected(&[table(), chain("new")])));
     });
 }
+
+/// The kernel makes the hash of a set that has grown larger on its own time: a dump right after the transaction meets it at work.
+#[test]
+fn a_hundred_thousand_elements_are_all_there_right_after_they_were_loaded() {
+    netns::in_fresh_netns(|| {
+        let mut kernel = real_kernel();
+        // The second is read beside the first, which is large.
+        let sets = ["more", "pins"].map(|name| SetDef { timeout: true, counter: true, ..SetDef::plain(name, [KeyType::Ipv4Addr]) });
+        let pin = |number: u32| ((0x1400_0000 + number).to_be_bytes().to_vec(), Element { comment: "n".into(), ..Element::default() });
+        let filled = sets.iter().map(|set| add(set, (0..100_000).map(pin)));
+        let ops: Vec<Op> = [table()].into_iter().chain(sets.iter().cloned().map(Op::AddSet)).chain(filled).collect();
+        kernel.put(&ops);
+        let (_, there) = kernel.kernel().observe(Depth::Pins).unwrap();
+        let there = there.unwrap();
+        assert_eq!(sets.map(|set| there.sets[&set.name].1.len()), [100_000, 100_000]);
+    });
+}

@@ -4,6 +4,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde_json::Value;
 use support::*;
 
@@ -235,6 +236,50 @@ fn what_others_have_is_listed_with_what_it_means_and_is_no_drift() {
     assert_eq!((&json["same"], &json["defeated"]), (&true.into(), &false.into()));
     assert!(json["foreign"].as_array().is_some_and(|foreign| foreign.len() >= 10 && foreign.iter().all(|one| one["means"].is_string())));
     assert!(json["unseen"].as_array().is_some_and(|unseen| !unseen.is_empty()));
+}
+
+#[test]
+fn ways_round_the_hooks_are_listed() {
+    let Some(world) = World::new() else { return };
+    world.egressguard(&["apply", &world.policy(POLICY)]).exits(0);
+    let said = world.egressguard(&["verify"]).exits(0).stdout;
+    assert!(!said.contains("packet socket") && !said.contains("traffic control") && !said.contains("iptables"), "{said}");
+    let _frames = world.within(Side::Host, || {
+        let (family, kind) = (AddressFamily::Packet, SockType::Raw);
+        socket(family, kind, SockFlag::SOCK_CLOEXEC, None).expect("a packet socket")
+    });
+    world.ip(Side::Host, "tuntap add tap7 mode tap\n");
+    world.egressguard(&["verify"]).exits(0).says(&["one packet socket is open", "meet no rule of any table", "link `tap7` (tun or tap)"]);
+    for (commands, words) in [
+        (
+            &["tc qdisc add dev uplink clsact", "tc filter add dev uplink egress u32 match ip dst 192.0.2.200/32"][..],
+            "filters of traffic control at link `uplink`",
+        ),
+        (&["iptables-legacy -t nat -L -n"][..], "table `ip nat` of the older iptables"),
+    ] {
+        let done = world.within(Side::Host, || {
+            commands.iter().all(|command| {
+                let mut words = command.split(' ');
+                let program = words.next().expect("a program");
+                std::process::Command::new(program).args(words).output().is_ok_and(|output| output.status.success())
+            })
+        });
+        match done {
+            true => drop(world.egressguard(&["verify"]).exits(0).says(&[words])),
+            false => println!("not tried: `{}` does not work here", commands.join("; ")),
+        }
+    }
+}
+
+#[test]
+fn a_question_about_a_name_is_answered_for_the_pins_that_were_applied() {
+    let Some(world) = World::new() else { return };
+    let policy = world.policy(POLICY);
+    let asked = || world.egressguard(&["explain", "tcp", "to", "api.openai.com:443", &policy]).exits(0);
+    asked().says(&["whatever its addresses are"]);
+    world.egressguard(&["apply", &policy]).exits(0);
+    asked().says(&["allow", "at ", API_V4, API_V6, "policy.yaml:6"]);
+    world.egressguard(&["explain", "udp to 198.51.100.53:53", &policy]).exits(0).says(&["resolver"]);
 }
 
 #[test]

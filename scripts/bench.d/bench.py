@@ -7,11 +7,12 @@ from pathlib import Path
 
 import large
 import path
+import peers
 import small
 from report import Report
 from stage import Stage, Trouble, interfering, machine
 
-PARTS = ["apply", "refresh", "delta", "large", "path", "binary"]
+PARTS = ["apply", "refresh", "explain", "delta", "large", "path", "binary"]
 
 
 def parts(text):
@@ -43,10 +44,13 @@ def main():
     report.say("Times are of whole processes unless said; medians, quartiles in brackets; runs of all contestants interleaved.")
     try:
         peak = None
+        stage.namespace(peers.OUTSIDE)
         if "apply" in chosen.only:
             peak = small.apply(stage, report, chosen.rounds)
         if "refresh" in chosen.only:
             small.refresh(stage, report, chosen.rounds)
+        if "explain" in chosen.only:
+            small.explain(stage, report, chosen.rounds)
         if "delta" in chosen.only:
             large.delta(stage, report, chosen.delta, chosen.rounds)
         if "large" in chosen.only:

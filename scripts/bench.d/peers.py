@@ -182,7 +182,6 @@ class Ufw(Contestant):
 
 def all_of_them(stage, versions):
     """Every contestant of the small comparison that this machine can stage."""
-    stage.namespace(OUTSIDE)
     hosts = stage.work / "hosts"
     hosts.write_text(hosts_file(versions[-1].names))
     state = stage.work / "state"

@@ -106,6 +106,21 @@ def refresh_once(stage, contestant):
     return stage.measure(peers.OUTSIDE, command)
 
 
+def explain(stage, report, rounds):
+    """One question about one packet: the whole process."""
+    version = subject.small(stage.tree, stage.work)[0]
+    asked = ["explain", "tcp to 1.2.3.4:443", version.policy, "--state-dir", stage.work / "nothing"]
+    questions = {"by its pins": [*asked, "--pins", version.pins], "as JSON, every step": [*asked, "--json"]}
+    samples = {what: Samples() for what in questions}
+    for _ in range(rounds):
+        for what, question in questions.items():
+            samples[what].costs.append(stage.measure(peers.OUTSIDE, [stage.binary, *question], fine=(1,)))
+    report.say("\n## explain")
+    report.table(["one packet", "ms", "peak MiB"], [[what, f"{figure(of.ended())} ({range_of(*of.spread())})", f"{of.peak():.1f}"] for what, of in samples.items()])
+    for what, of in samples.items():
+        report.at_most(f"explain {what}", of.ended(), 10.0, " ms")
+
+
 def binary(stage, report, chosen, peak):
     """The program itself: its size, its memory, its build."""
     size = stage.binary.stat().st_size / 2**20

@@ -1,19 +1,23 @@
 //! Where the kernel differs from what was compiled, in the policy's words: which rule, which line, which name. The plan says what has
 //! to change; this says to people what was changed, and by how much.
 //!
-//! Both see the same differences, but for one: an element whose time ends within `SLACK` may be there or gone already, and is none
-//! here.
+//! Both see the same differences, but for times: an end that is less than a minute away from the one that is meant is the same end,
+//! and an element that ends as soon may be there or gone.
 
 use crate::base::time::{Period, Timestamp};
-use crate::judge::plan::{SLACK, is_anonymous};
+use crate::judge::plan::is_anonymous;
 use crate::judge::trace::source;
 use crate::policy::{Line, Policy};
-use crate::ruleset::lift::{Found, FoundChain, lift};
-use crate::ruleset::program::{ChainDef, Key, SetDef, TABLE, TableDump};
+use crate::ruleset::lift::{Found, FoundChain, end, lift_rules};
+use crate::ruleset::program::{ChainDef, Element, Elements, Key, SetDef, TABLE, TableDump};
 use crate::ruleset::rule::Rule;
 use crate::ruleset::set::{Member, Set};
 use crate::ruleset::text::{write_key, write_rule};
 use crate::ruleset::{Chain, IDENTITY_CHAIN, Ruleset, TABLE_COMMENT};
+
+/// Ends this close, in seconds, are the same end. The kernel counts from when it was told, so a transaction that took long on a busy
+/// machine has moved all ends by as much; the timer, which comes every minute, brings them back.
+const LATE: i64 = 60;
 
 /// More cells than these are not searched for the smallest difference of two chains.
 const CELLS: usize = 4_000_000;
@@ -39,7 +43,7 @@ pub fn drift(observed: Option<&TableDump>, meant: &Ruleset, policy: &Policy, now
         Some(dump) if dump.table.comment != TABLE_COMMENT => {
             differ.say("table-foreign", None, None, format!("there is a table `inet {TABLE}` that egressguard did not make"));
         }
-        Some(dump) => differ.table(dump, &lift(dump, now), meant),
+        Some(dump) => differ.table(dump, &lift_rules(dump), meant),
     }
     differ.found
 }
@@ -82,14 +86,14 @@ impl Differ<'_> {
             self.say("chain-added", None, None, words);
         }
         for set in meant.sets.values() {
-            match found.sets.get(&set.def.name) {
-                Some(there) => self.set(there, set),
+            match dump.sets.get(&set.def.name) {
+                Some((def, elements)) => self.set(def, elements, set),
                 None => self.say("set-missing", None, None, format!("set `{}` is missing", set.def.name)),
             }
         }
         // Anonymous sets are a part of the rules that use them.
-        for there in found.sets.values().filter(|there| !meant.sets.contains_key(&there.def.name) && !is_anonymous(&there.def)) {
-            self.say("set-added", None, None, format!("there is a set `{}`, which is not ours", there.def.name));
+        for (def, _) in dump.sets.values().filter(|(def, _)| !meant.sets.contains_key(&def.name) && !is_anonymous(def)) {
+            self.say("set-added", None, None, format!("there is a set `{}`, which is not ours", def.name));
         }
     }
 
@@ -170,26 +174,27 @@ impl Differ<'_> {
         }
     }
 
-    fn set(&mut self, there: &Set, meant: &Set) {
-        let differences = definition(&there.def, &meant.def);
+    fn set(&mut self, there: &SetDef, elements: &Elements, meant: &Set) {
+        let differences = definition(there, &meant.def);
         if !differences.is_empty() {
             let words = format!("set `{}` is of another kind: {}", meant.def.name, differences.join(", "));
             self.say("set-changed", None, None, words);
         }
         // What rules put into sets is theirs.
-        if meant.def.dynamic || there.def.key != meant.def.key {
+        if meant.def.dynamic || there.key != meant.def.key {
             return;
         }
-        let mut found = there.members.iter().peekable();
+        let mut found = elements.iter().peekable();
         for (key, member) in &meant.members {
             while let Some((key, there)) = found.next_if(|(found, _)| *found < key) {
                 self.added(meant, key, there);
             }
             match found.next_if(|(found, _)| *found == key) {
                 Some((_, there)) => self.member(meant, key, there, member),
-                None if member.expires.is_some_and(|expires| expires.0 - self.now.0 <= SLACK) => {}
+                None if member.expires.is_some_and(|expires| expires.0 - self.now.0 <= LATE) => {}
                 None => {
-                    let words = format!("{} is missing from set `{}`{}", element(meant, key, member), meant.def.name, whose(member));
+                    let element = element(meant, key, member.last.as_ref());
+                    let words = format!("{element} is missing from set `{}`{}", meant.def.name, whose(member));
                     self.about_member("element-missing", member, words);
                 }
             }
@@ -199,24 +204,26 @@ impl Differ<'_> {
         }
     }
 
-    fn added(&mut self, set: &Set, key: &Key, there: &Member) {
+    fn added(&mut self, set: &Set, key: &Key, there: &Element) {
         let named = if there.comment.is_empty() { String::new() } else { format!(", which calls itself `{}`", there.comment) };
-        let words = format!("{} is in set `{}`, and no line of the policy puts it there{named}", element(set, key, there), set.def.name);
+        let element = element(set, key, there.last.as_ref());
+        let words = format!("{element} is in set `{}`, and no line of the policy puts it there{named}", set.def.name);
         self.say("element-added", None, None, words);
     }
 
-    fn member(&mut self, set: &Set, key: &Key, there: &Member, meant: &Member) {
+    fn member(&mut self, set: &Set, key: &Key, there: &Element, meant: &Member) {
         let mut differences = Vec::new();
+        let element = |last: &Option<Key>| element(set, key, last.as_ref());
         if there.last != meant.last {
-            differences.push(format!("it is {} instead of {}", element(set, key, there), element(set, key, meant)));
+            differences.push(format!("it is {} instead of {}", element(&there.last), element(&meant.last)));
         }
         let ended = |expires: Option<Timestamp>| match expires {
             Some(expires) => format!("ends in {}", lasting(expires.since(self.now))),
             None => "never ends".to_string(),
         };
-        match (there.expires, meant.expires) {
+        match (end(there, self.now), meant.expires) {
             (None, None) => {}
-            (Some(there), Some(meant)) if (there.0 - meant.0).abs() <= SLACK => {}
+            (Some(there), Some(meant)) if (there.0 - meant.0).abs() <= LATE => {}
             (there, meant) => differences.push(format!("it {} instead of: {}", ended(there), ended(meant))),
         }
         if there.comment != meant.comment {
@@ -224,7 +231,7 @@ impl Differ<'_> {
         }
         if !differences.is_empty() {
             let words =
-                format!("{} of set `{}`{} is changed: {}", element(set, key, meant), set.def.name, whose(meant), differences.join(", "));
+                format!("{} of set `{}`{} is changed: {}", element(&meant.last), set.def.name, whose(meant), differences.join(", "));
             self.about_member("element-changed", meant, words);
         }
     }
@@ -366,8 +373,8 @@ fn definition(there: &SetDef, meant: &SetDef) -> Vec<String> {
     differences
 }
 
-fn element(set: &Set, key: &Key, member: &Member) -> String {
-    if key.is_empty() { "`*`".to_string() } else { format!("`{}`", write_key(&set.def.key, key, member.last.as_ref())) }
+fn element(set: &Set, key: &Key, last: Option<&Key>) -> String {
+    if key.is_empty() { "`*`".to_string() } else { format!("`{}`", write_key(&set.def.key, key, last)) }
 }
 
 /// Whose an element is, as a clause.

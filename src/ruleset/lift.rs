@@ -6,7 +6,7 @@ use crate::base::name::Slug;
 use crate::base::time::{Period, Timestamp};
 use crate::policy::Mode;
 use crate::ruleset::field::{Field, Guard};
-use crate::ruleset::program::{Comparison, Elements, Expr, Register, RuleProgram, TableDump, Verdict};
+use crate::ruleset::program::{Comparison, Element, Elements, Expr, Register, RuleProgram, TableDump, Verdict};
 use crate::ruleset::rule::{Action, Carries, Operator, Rate, RateUnit, Rule, Side, Statement, Test};
 use crate::ruleset::set::{Member, Set};
 use crate::ruleset::{Chain, IDENTITY_CHAIN, Identity, LOG_GROUP, Ruleset, TABLE_COMMENT};
@@ -99,6 +99,15 @@ pub const NOT_UNDERSTOOD: &str = "not understood: ";
 
 /// Lifts a whole table read at `now`.
 pub fn lift(dump: &TableDump, now: Timestamp) -> Found {
+    let mut found = lift_rules(dump);
+    for (name, (def, elements)) in &dump.sets {
+        found.sets.insert(name.clone(), Set { def: def.clone(), members: lift_elements(elements, now) });
+    }
+    found
+}
+
+/// Lifts everything but the sets, which are left out: they are most of a table, and can be compared as they are.
+pub fn lift_rules(dump: &TableDump) -> Found {
     let mut foreign = dump.foreign.clone();
     if dump.table.comment != TABLE_COMMENT {
         foreign.push("the table's comment".to_string());
@@ -122,26 +131,23 @@ pub fn lift(dump: &TableDump, now: Timestamp) -> Found {
         let has_foreign = !not_understood.is_empty();
         chains.push(FoundChain { chain: Chain { def: def.clone(), rules }, has_foreign, foreign: not_understood });
     }
-    let mut sets = BTreeMap::new();
-    for (name, (def, elements)) in &dump.sets {
-        if let Some(why) = &def.foreign {
-            foreign.push(format!("set `{name}`: {why}"));
-        }
-        sets.insert(name.clone(), Set { def: def.clone(), members: lift_elements(elements, now) });
+    for (name, (def, _)) in &dump.sets {
+        foreign.extend(def.foreign.as_ref().map(|why| format!("set `{name}`: {why}")));
     }
     let identity = dump.chains.iter().find(|(def, _)| def.name == IDENTITY_CHAIN);
     let identity = identity.and_then(|(_, rules)| Identity::from_comments(rules.iter().map(|rule| rule.comment.as_str())));
-    Found { identity, chains, sets, foreign, dormant: dump.table.flags & DORMANT != 0 }
+    Found { identity, chains, sets: BTreeMap::new(), foreign, dormant: dump.table.flags & DORMANT != 0 }
 }
 
 /// Elements with the time they end.
 fn lift_elements(elements: &Elements, now: Timestamp) -> BTreeMap<Vec<u8>, Member> {
-    let member = |element: &crate::ruleset::program::Element| Member {
-        last: element.last.clone(),
-        expires: element.timeout_ms.map(|timeout| now.plus(Period::from_seconds(element.expires_ms.unwrap_or(timeout).div_ceil(1000)))),
-        comment: element.comment.clone(),
-    };
+    let member = |element: &Element| Member { last: element.last.clone(), expires: end(element, now), comment: element.comment.clone() };
     elements.iter().map(|(key, element)| (key.clone(), member(element))).collect()
+}
+
+/// When an element that was read at `now` ends.
+pub fn end(element: &Element, now: Timestamp) -> Option<Timestamp> {
+    element.timeout_ms.map(|timeout| now.plus(Period::from_seconds(element.expires_ms.unwrap_or(timeout).div_ceil(1000))))
 }
 
 /// Lifts one rule, or says which expression is not understood.

@@ -25,14 +25,15 @@ pub mod message;
 mod surroundings;
 mod uapi;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use self::decode::ElementParts;
+use self::decode::{ElementParts, Order};
 use self::encode::Batch;
 use self::message::{Message, Writer};
 use self::socket::{Failure, Socket, Whole};
@@ -44,8 +45,11 @@ use crate::world::{Depth, Kernel, KernelError};
 /// How often a dump is begun again when somebody changes the packet filter meanwhile.
 const ATTEMPTS: usize = 20;
 
-/// How long the kernel is given to resize a set that was just filled.
-const RESIZE: Duration = Duration::from_millis(10);
+/// How long a set is left alone whose hash the kernel is making larger: ten thousand elements take it about a millisecond.
+const REHASH: Duration = Duration::from_millis(20);
+
+/// A set with more elements than this is large.
+const MANY: usize = 5_000;
 
 /// The number of this thread's network namespace, which no other has in this boot; `None` where the kernel does not tell.
 pub fn namespace_cookie() -> Option<u64> {
@@ -113,21 +117,23 @@ impl NfTables {
         {
             return Ok(None);
         }
-        for mut set in sets {
-            let wanted = match depth {
-                Depth::Rules => false,
-                Depth::Pins => !dump.rules_add_to(&set),
-                Depth::Everything => true,
-            };
-            let mut elements = Elements::new();
-            if wanted {
-                let Some(parts) = self.elements(&set)? else { return Ok(None) };
-                if !dump.rules_add_to(&set) {
-                    parts.strange().into_iter().for_each(|what| set.foreign = Some(what));
+        let (wanted, unwanted): (Vec<SetDef>, Vec<SetDef>) = sets.into_iter().partition(|set| match depth {
+            Depth::Rules => false,
+            Depth::Pins => !dump.rules_add_to(set),
+            Depth::Everything => true,
+        });
+        dump.sets.extend(unwanted.into_iter().map(|set| (set.name.clone(), (set, Elements::new()))));
+        let Some(filled) = self.fill(wanted.into())? else { return Ok(None) };
+        for mut set in filled {
+            // Sets that rules fill may change with every packet; what is missed of them is read the next time.
+            if !dump.rules_add_to(&set.def) {
+                set.strange.into_iter().for_each(|what| set.def.foreign = Some(what));
+                if set.order == Order::Changed {
+                    thread::sleep(REHASH);
+                    return Ok(None);
                 }
-                elements = parts.into_elements();
             }
-            dump.sets.insert(set.name.clone(), (set, elements));
+            dump.sets.insert(set.def.name.clone(), (set.def, set.elements));
         }
         Ok(Some(Some(dump)))
     }
@@ -150,24 +156,51 @@ impl NfTables {
         torn_or_whole(asked).map(|whole| whole == Whole::Yes)
     }
 
-    /// The elements of one set; nothing when the dump was torn.
-    fn elements(&mut self, set: &SetDef) -> Result<Option<ElementParts>, KernelError> {
-        for _ in 0..ATTEMPTS {
-            let mut parts = ElementParts::new(set);
-            let of_the_set = |writer: &mut Writer| {
-                writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-                writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
-            };
-            let asked = self.socket.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, of_the_set, |message| parts.take(message));
-            if torn_or_whole(asked)? == Whole::No {
-                return Ok(None);
+    /// The elements of these sets; nothing when a dump was torn.
+    ///
+    /// A large set takes the kernel long: each chunk of its dump walks over all that came before. So once one turns out to be large, the
+    /// others are dumped beside it, on another socket.
+    fn fill(&mut self, mut wanted: VecDeque<SetDef>) -> Result<Option<Vec<Filled>>, KernelError> {
+        let mut filled = Some(Vec::new());
+        let mut beside: Option<JoinHandle<Result<Option<Vec<Filled>>, KernelError>>> = None;
+        let mut failed = Ok(());
+        while let (Some(so_far), Some(set)) = (&mut filled, wanted.pop_front()) {
+            let one = fill_one(&mut self.socket, set, |count| {
+                if count > MANY && beside.is_none() && !wanted.is_empty() {
+                    let others = mem::take(&mut wanted);
+                    // A thread starts out in the network namespace of the one that starts it.
+                    beside = Some(thread::spawn(move || NfTables::open()?.fill_all(others)));
+                }
+            });
+            match one {
+                Ok(Some(one)) => so_far.push(one),
+                Ok(None) => filled = None,
+                Err(why) => {
+                    failed = Err(why);
+                    break;
+                }
             }
-            if !parts.repeated() {
-                return Ok(Some(parts));
-            }
-            thread::sleep(RESIZE);
         }
-        Ok(None)
+        // ORDER: waited for whatever happened, so that nobody is left behind who still talks to the kernel.
+        let others = beside.map(JoinHandle::join);
+        failed?;
+        if let Some(others) = others {
+            let others = others.map_err(|_| KernelError::Broken("a set of elements was not read to its end".into()))??;
+            filled = filled.zip(others).map(|(mut filled, others)| {
+                filled.extend(others);
+                filled
+            });
+        }
+        Ok(filled)
+    }
+
+    fn fill_all(&mut self, wanted: VecDeque<SetDef>) -> Result<Option<Vec<Filled>>, KernelError> {
+        let mut filled = Vec::new();
+        for set in wanted {
+            let Some(one) = fill_one(&mut self.socket, set, |_| {})? else { return Ok(None) };
+            filled.push(one);
+        }
+        Ok(Some(filled))
     }
 }
 
@@ -241,6 +274,34 @@ impl Kernel for NfTables {
         // us may have made more.
         Ok(if now == expected { expected } else { GenerationId(expected.0.checked_add(1).unwrap_or(1)) })
     }
+}
+
+/// A set with its elements.
+struct Filled {
+    def: SetDef,
+    elements: Elements,
+    order: Order,
+    strange: Option<String>,
+}
+
+/// Dumps one set; nothing when the dump was torn. `so_far` is told after every chunk how many elements have come.
+fn fill_one(socket: &mut Socket, set: SetDef, mut so_far: impl FnMut(usize)) -> Result<Option<Filled>, KernelError> {
+    let mut parts = ElementParts::new(&set);
+    let of_the_set = |writer: &mut Writer| {
+        writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
+    };
+    let asked = socket.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, of_the_set, |message| {
+        parts.take(message)?;
+        so_far(parts.count());
+        Some(())
+    });
+    if torn_or_whole(asked)? == Whole::No {
+        return Ok(None);
+    }
+    let strange = parts.strange();
+    let (elements, order) = parts.into_elements();
+    Ok(Some(Filled { def: set, elements, order, strange }))
 }
 
 /// Whether the kernel has something to free after this step.

@@ -10,7 +10,7 @@ mod set;
 pub mod surroundings;
 
 pub use expression::expressions;
-pub use set::{ElementParts, set};
+pub use set::{ElementParts, Order, set};
 
 use super::message::{Fields, Message, text, udata};
 use super::uapi::*;
