@@ -7,6 +7,7 @@
 //!  kernel --dump--> decode --> Program --lift--> Ruleset  (what is really there)
 //!  Ruleset, Packet   --judge--> Trace (verdict, rule, why)
 //!  Observed, Ruleset --plan--> Plan (nothing, sets, rules)
+//!  Underway, Ruleset --revoke--> flows and sockets that are to end
 //! ```
 //!
 //! Everything between two arrows is a plain value and every arrow is a pure function, except the netlink socket, DNS,

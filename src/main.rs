@@ -14,6 +14,7 @@ use egressguard::ruleset::surroundings::Surroundings;
 use egressguard::system::files::{NamedDocuments, StateDirectory};
 use egressguard::system::host::LocalHost;
 use egressguard::system::netlink::NfTables;
+use egressguard::system::netlink::flow::KernelFlows;
 use egressguard::system::resolver::DnsResolver;
 use egressguard::world::{Depth, Kernel, KernelError, World};
 use nix::sched::{CloneFlags, setns};
@@ -54,9 +55,10 @@ fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -
         host.resolv_conf.clone_from(path);
     }
     let mut resolver = DnsResolver::new();
+    let mut flows = KernelFlows::new();
     let mut files = StateDirectory::new(arguments.state_dir.clone());
     let mut documents = NamedDocuments;
-    let mut world = World { kernel, resolver: &mut resolver, host: &host, files: &mut files, documents: &mut documents };
+    let mut world = World { kernel, flows: &mut flows, resolver: &mut resolver, host: &host, files: &mut files, documents: &mut documents };
     command::run(&arguments.command, &mut world, output)
 }
 

@@ -1,8 +1,10 @@
-//! The kernel's packet filter in memory, for tests: as transactional as the real one, and as strict. It judges no packets.
+//! The kernel's packet filter in memory, for tests: as transactional as the real one, and as strict. It judges no packets. What is
+//! under way beside it is in [`flows`].
 //!
 //! One contract (`tests/kernel_contract.rs`) runs on this and on the real kernel. Where kernels differ this is the least able
 //! one: adding an element that is there does not renew its timeout (kernels before 6.12).
 
+pub mod flows;
 mod table;
 
 use std::collections::VecDeque;

@@ -1,12 +1,13 @@
-//! The few traits through which effects enter: the kernel, the resolver, the host. Nothing else reaches outside.
+//! The few traits through which effects enter: the kernel, its flows, the resolver, the host. Nothing else reaches outside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use thiserror::Error;
 
 use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
+use crate::judge::flow::{Flow, LocalAddresses, LocalSocket, OwnerDetail};
 pub use crate::pins::{Anchor, Answer};
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
@@ -57,6 +58,48 @@ pub trait Kernel {
     /// Carries out all steps at once, or none. Fails with [`KernelError::Interfered`] when the generation is another one.
     /// Answers with the generation that the transaction made.
     fn commit(&mut self, expected: GenerationId, ops: &[Op]) -> Result<GenerationId, KernelError>;
+}
+
+/// Why flows were not listed or ended.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum FlowsError {
+    /// CAP_NET_ADMIN is missing in the user namespace that owns the network namespace.
+    #[error("not permitted to {0} (EPERM)")]
+    NotPermitted(&'static str),
+    /// The kernel was built without it, or cannot load it: what, and which module it is.
+    #[error("this kernel cannot {0}: it has no `{1}`")]
+    Unsupported(&'static str, &'static str),
+    /// Anything else.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// What became of flows or sockets that were to end. Those in neither number had ended by themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ended {
+    /// How many were ended.
+    pub ended: usize,
+    /// How many the kernel did not end, by the name of its errno.
+    pub refused: BTreeMap<String, usize>,
+}
+
+/// What is under way in one network namespace.
+pub trait Flows {
+    /// Every flow that connection tracking knows, of both families.
+    fn tracked(&mut self) -> Result<Vec<Flow>, FlowsError>;
+
+    /// Every TCP and UDP socket, of both families, with these details of their owners; without those that only wait for late
+    /// packets, and without connections that are not made yet by a peer.
+    fn sockets(&mut self, details: &BTreeSet<OwnerDetail>) -> Result<Vec<LocalSocket>, FlowsError>;
+
+    /// Which addresses are this namespace's own.
+    fn addresses(&mut self) -> Result<LocalAddresses, FlowsError>;
+
+    /// Makes tracking forget these flows, and no others that have the same ends by now.
+    fn delete(&mut self, flows: &[&Flow]) -> Result<Ended, FlowsError>;
+
+    /// Closes these sockets, and no others that have the same ends by now; their programs get an error (ECONNABORTED).
+    fn destroy(&mut self, sockets: &[&LocalSocket]) -> Result<Ended, FlowsError>;
 }
 
 /// Asks for addresses.
@@ -164,6 +207,8 @@ pub trait Host {
 pub struct World<'a> {
     /// The packet filter.
     pub kernel: &'a mut dyn Kernel,
+    /// What is under way.
+    pub flows: &'a mut dyn Flows,
     /// DNS.
     pub resolver: &'a mut dyn Resolver,
     /// The host.

@@ -9,8 +9,10 @@ use egressguard::base::name::DnsName;
 use egressguard::base::time::Timestamp;
 use egressguard::command::arguments::Arguments;
 use egressguard::command::{self, Exit, Output, Style, Verbosity};
+use egressguard::judge::flow::Underway;
 use egressguard::policy::DnsServer;
 use egressguard::simulated::Simulated;
+use egressguard::simulated::flows::SimulatedFlows;
 use egressguard::system::files::{NamedDocuments, StateDirectory};
 use egressguard::world::{Anchor, Answer, Depth, Host, Kernel, Resolver, World};
 
@@ -103,8 +105,15 @@ impl Machine {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let mut output = Output { out: &mut out, err: &mut err, style: Style::Plain, verbosity: Verbosity::Normal };
         let mut files = StateDirectory::new(self.directory.path().join("state"));
-        let mut world =
-            World { kernel: &mut self.kernel, resolver: &mut dns, host: &self.clocks, files: &mut files, documents: &mut NamedDocuments };
+        let mut flows = SimulatedFlows::new(Underway::default());
+        let mut world = World {
+            kernel: &mut self.kernel,
+            flows: &mut flows,
+            resolver: &mut dns,
+            host: &self.clocks,
+            files: &mut files,
+            documents: &mut NamedDocuments,
+        };
         command::run(&arguments.command, &mut world, &mut output).unwrap_or_else(|failure| panic!("{failure}"))
     }
 

@@ -4,7 +4,8 @@
 //! - the kernel has the old rules or the new ones, whole;
 //! - a stranger is refused, and who is allowed by both is reached;
 //! - `restore` after a reboot loads the old policy or the new one;
-//! - the same command run again ends in the new state, and leaves nothing lying about.
+//! - the same command run again ends in the new state, and leaves nothing lying about;
+//! - nothing is under way then that the new policy does not allow, and what it allows still is.
 //!
 //! Everything happens in namespaces of the test's own. Needs root, `strace`, `nft`, `ip` and `dnsmasq`.
 
@@ -17,8 +18,10 @@ mod policies;
 #[path = "fault/trace.rs"]
 mod trace;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -55,11 +58,27 @@ fn an_apply_killed_anywhere_leaves_the_old_policy_or_the_new_one() {
 }
 
 #[test]
-fn an_apply_that_meets_an_error_anywhere_leaves_the_old_policy_or_the_new_one() {
+fn an_apply_that_meets_an_error_of_its_files_leaves_the_old_policy_or_the_new_one() {
     if cannot_run(&["strace"]) {
         return;
     }
-    Scenario::second_apply().interrupt_by_errors();
+    Scenario::second_apply().interrupt_by_errors(&FILES);
+}
+
+#[test]
+fn an_apply_that_cannot_speak_to_the_kernel_leaves_the_old_policy_or_the_new_one() {
+    if cannot_run(&["strace"]) {
+        return;
+    }
+    Scenario::second_apply().interrupt_by_errors(&SPEAKING);
+}
+
+#[test]
+fn an_apply_that_cannot_hear_the_kernel_leaves_the_old_policy_or_the_new_one() {
+    if cannot_run(&["strace"]) {
+        return;
+    }
+    Scenario::second_apply().interrupt_by_errors(&HEARING);
 }
 
 #[test]
@@ -75,7 +94,7 @@ fn a_refresh_that_meets_an_error_anywhere_leaves_the_old_pins_or_the_new_ones() 
     if cannot_run(&["strace", "dnsmasq"]) {
         return;
     }
-    Scenario::refresh().interrupt_by_errors();
+    Scenario::refresh().interrupt_by_errors(&[&FILES[..], &SPEAKING, &HEARING].concat());
 }
 
 #[test]
@@ -86,17 +105,18 @@ fn a_restore_killed_anywhere_leaves_no_rules_or_all_of_them() {
     Scenario::restore().interrupt_by_kill();
 }
 
-/// The errors that a call can meet, and whether only files of the state directory do.
-const ERRORS: [(&[&str], &[&str], Where); 8] = [
+/// Calls, the errors that they can meet, and where.
+type Errors = (&'static [&'static str], &'static [&'static str], Where);
+const FILES: [Errors; 5] = [
     (&["fsync", "fdatasync"], &["ENOSPC"], Where::Anywhere),
     (&["rename", "renameat", "renameat2"], &["EIO"], Where::Anywhere),
     (&["write"], &["ENOSPC"], Where::State),
     (&["openat"], &["EACCES"], Where::State),
     (&["unlink", "unlinkat", "getdents64", "flock"], &["EIO"], Where::State),
-    (&["sendto", "sendmsg"], &["ENOBUFS", "EPERM"], Where::Netlink),
-    (&["recvfrom", "recvmsg"], &["ENOBUFS"], Where::Netlink),
-    (&["socket"], &["EPROTONOSUPPORT"], Where::Netlink),
 ];
+const SPEAKING: [Errors; 2] =
+    [(&["sendto", "sendmsg"], &["ENOBUFS", "EPERM"], Where::Netlink), (&["socket"], &["EPROTONOSUPPORT"], Where::Netlink)];
+const HEARING: [Errors; 1] = [(&["recvfrom", "recvmsg"], &["ENOBUFS"], Where::Netlink)];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Where {
@@ -119,6 +139,8 @@ struct Scenario {
     reach_after: [bool; 7],
     /// What a reboot may load besides the rules before and after.
     lockdown: Option<Listing>,
+    /// Connections that the old policy allows: one that the new one forbids, one that it allows.
+    held: RefCell<Vec<TcpStream>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,6 +199,7 @@ impl Scenario {
                 Start::Rotated => REACH_ROTATED,
             },
             lockdown,
+            held: RefCell::default(),
         };
         scenario.before = match start {
             Start::Empty | Start::Booted => None,
@@ -211,6 +234,9 @@ impl Scenario {
             self.arena.change_dns(&policies::hosts_after());
         }
         assert_eq!(self.arena.host.listing(), self.before, "the start is reached again");
+        if self.start == Start::Old {
+            self.held.replace(self.arena.hold(&[OLD, BOTH]));
+        }
     }
 
     fn interrupt_by_kill(&self) {
@@ -233,13 +259,13 @@ impl Scenario {
         }
     }
 
-    fn interrupt_by_errors(&self) {
+    fn interrupt_by_errors(&self, errors: &[Errors]) {
         self.reset();
         let (ran, steps) = record(&self.arena, &self.words());
         ran.expect(0);
         let mut summary = Summary::default();
         let state = self.arena.file("state");
-        for (calls, errors, place) in ERRORS {
+        for (calls, errors, place) in errors {
             let meets = |step: &&Step| {
                 calls.contains(&step.call.as_str())
                     && match place {
@@ -276,6 +302,10 @@ impl Scenario {
         let again = self.arena.run(&self.words());
         assert_eq!(again.code, Some(0), "the next run fails: {again}\nafter {at}");
         assert!(self.arena.host.listing().as_ref() == Some(&self.after), "the next run does not end in the new state: {again}\nafter {at}");
+        if self.start == Start::Old {
+            assert_eq!(self.arena.under_way(OLD), 0, "what is forbidden is under way: {again}\nafter {at}");
+            assert_ne!(self.arena.under_way(BOTH), 0, "what is allowed is not under way: {again}\nafter {at}");
+        }
         let left = names(&self.arena.state());
         assert!(left.iter().all(|name| !name.contains(".new")), "left lying about: {left:?}\nafter {at}");
         assert!(left.len() <= 3 + 2 * 3, "generations pile up: {left:?}\nafter {at}");

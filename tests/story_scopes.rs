@@ -118,7 +118,6 @@ fn the_inbound_port_is_open_for_the_networks_it_names_and_in_its_protocol() {
 #[test]
 fn the_host_gets_time_and_answers_pings_only_when_the_policy_says_so() {
     let Some(world) = World::new() else { return };
-    // ORDER: the narrower policy first, because a flow that was allowed stays open when the policy is tightened.
     let policy = world.policy("version: 1\noutbound:\n  - to: api.openai.com\n");
     world.egressguard(&["apply", &policy]).exits(0);
     [STRANGER_V4, STRANGER_V6].into_iter().for_each(|stranger| is_refused(world.udp(stranger, 123)));

@@ -8,11 +8,12 @@ from pathlib import Path
 import large
 import path
 import peers
+import revoke
 import small
 from report import Report
 from stage import Stage, Trouble, interfering, machine
 
-PARTS = ["apply", "refresh", "explain", "delta", "large", "path", "binary"]
+PARTS = ["apply", "refresh", "revoke", "explain", "delta", "large", "path", "binary"]
 
 
 def parts(text):
@@ -49,6 +50,8 @@ def main():
             peak = small.apply(stage, report, chosen.rounds)
         if "refresh" in chosen.only:
             small.refresh(stage, report, chosen.rounds)
+        if "revoke" in chosen.only:
+            revoke.revoke(stage, report, chosen.rounds)
         if "explain" in chosen.only:
             small.explain(stage, report, chosen.rounds)
         if "delta" in chosen.only:

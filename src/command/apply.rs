@@ -9,6 +9,7 @@ use crate::base::packet::{Direction, Owner, PacketSpec, Peer, State};
 use crate::base::time::Timestamp;
 use crate::command::arguments::ApplyArguments;
 use crate::command::enforce::{self, Committed, Told};
+use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, test};
 use crate::judge::plan::{Plan, plan};
@@ -181,7 +182,7 @@ fn dry_run(
     let meant = compile(&source.policy, pins, facts, held.map_or(0, |identity| identity.generation));
     let change = plan(there.as_ref(), &meant, now)?;
     if arguments.json {
-        output.json(&answer("dry-run", &source.policy, meant.identity.generation, &change, pins))?;
+        output.json(&answer("dry-run", &source.policy, meant.identity.generation, &change, pins, None))?;
     } else if change.is_nothing() {
         output.say(&format!("nothing would change: the kernel holds policy `{}`", source.policy.name))?;
     } else {
@@ -211,13 +212,23 @@ fn load(
             let again = commit(source, facts, None, &confirmation, Generation::Same(loaded.generation), world)?;
             loaded.committed.kernel = again.committed.kernel;
             loaded.committed.plan.added.extend(again.committed.plan.added);
+            loaded.ruleset = again.ruleset;
         }
     }
-    if let Err(failure) = remember(&loaded, &confirmation, world) {
+    let revocation = match loaded.committed.plan.is_nothing() && revoke::was_done(loaded.generation, world) {
+        true => None,
+        false => revoke::end(&loaded.ruleset, world.flows, || world.host.remote_session(), output),
+    };
+    // ORDER: after the revocation, which is thereby known to have been done. Where it was not, or this run ends before, the next one
+    // finds nothing remembered and revokes.
+    if revocation.as_ref().is_none_or(|revocation| revocation.shortfall.is_none())
+        && let Err(failure) = remember(&loaded, &confirmation, world)
+    {
         // It only saves the next refresh some work.
         output.warn(&failure.message);
     }
-    report(arguments, policy, &loaded, &confirmation, output)
+    let exit = report(arguments, policy, &loaded, &confirmation, revocation.as_ref(), output)?;
+    revocation.unwrap_or_default().conclude(exit)
 }
 
 /// Under which number a ruleset is loaded.
@@ -233,6 +244,7 @@ enum Generation {
 struct Loaded {
     generation: u64,
     committed: Committed,
+    ruleset: Ruleset,
 }
 
 /// Loads and saves one generation.
@@ -272,9 +284,9 @@ fn commit(
                 let message = format!("policy `{}` is loaded, but a boot would load the one before: {}", policy.name, failure.message);
                 Failure { message, ..failure }
             })?;
-            Ok(Loaded { generation: saved, committed })
+            Ok(Loaded { generation: saved, committed, ruleset: meant })
         }
-        (Ok(committed), None) => Ok(Loaded { generation: meant.identity.generation, committed }),
+        (Ok(committed), None) => Ok(Loaded { generation: meant.identity.generation, committed, ruleset: meant }),
         (Err(failure), saved) => {
             if let (Some(saved), Generation::New) = (saved, generation)
                 && !may_hold(world.kernel, saved, now)
@@ -311,19 +323,23 @@ fn report(
     policy: &Policy,
     loaded: &Loaded,
     confirmation: &Confirmation,
+    revocation: Option<&Revocation>,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
     let (generation, change) = (loaded.generation, &loaded.committed.plan);
     warn_of(confirmation, output);
     if arguments.json {
         let verb = if change.is_nothing() { "unchanged" } else { "applied" };
-        output.json(&answer(verb, policy, generation, change, &confirmation.pins))?;
+        output.json(&answer(verb, policy, generation, change, &confirmation.pins, revocation))?;
     } else if change.is_nothing() {
         output.say(&format!("unchanged: policy `{}` (generation {generation}) is what the kernel holds", policy.name))?;
     } else {
         let mode = if policy.mode == Mode::Observe { ", mode observe: nothing is blocked" } else { "" };
         output.say(&format!("applied policy `{}` (generation {generation}{mode})", policy.name))?;
         describe(change, output)?;
+    }
+    if !arguments.json {
+        describe_revocation(revocation, output)?;
     }
     Ok(if unresolved(&confirmation.pins).is_empty() { Exit::Done } else { Exit::No })
 }
@@ -372,8 +388,16 @@ pub fn describe(change: &Plan, output: &mut Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The answer as JSON.
-fn answer(verb: &str, policy: &Policy, generation: u64, change: &Plan, pins: &Pins) -> Value {
+/// What was ended, for people.
+pub fn describe_revocation(revocation: Option<&Revocation>, output: &mut Output) -> Result<(), Failure> {
+    if let Some(words) = revocation.and_then(Revocation::words) {
+        output.say(&format!("  {words}"))?;
+    }
+    Ok(())
+}
+
+/// The answer as JSON. What was revoked is absent where nothing was judged.
+fn answer(verb: &str, policy: &Policy, generation: u64, change: &Plan, pins: &Pins, revocation: Option<&Revocation>) -> Value {
     json!({
         "schema": "egressguard.apply/1",
         "result": verb,
@@ -381,6 +405,7 @@ fn answer(verb: &str, policy: &Policy, generation: u64, change: &Plan, pins: &Pi
         "policy": {"name": policy.name.as_str(), "sha256": policy.sha256},
         "generation": generation,
         "change": change_json(change),
+        "revoked": revocation.map(Revocation::json),
         "unresolved": unresolved(pins),
     })
 }

@@ -8,6 +8,7 @@ pub mod offline;
 pub mod refresh;
 pub mod remove;
 pub mod restore;
+pub mod revoke;
 pub mod source;
 pub mod status;
 pub mod test;

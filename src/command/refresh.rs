@@ -9,10 +9,11 @@ use serde_json::json;
 use crate::base::time::Timestamp;
 use crate::command::arguments::RefreshArguments;
 use crate::command::enforce::{self, Committed, Knowledge, Told};
+use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, apply};
 use crate::judge::plan::{Plan, plan};
-use crate::pins::{Confirmation, Pins};
+use crate::pins::{Confirmation, Pins, What};
 use crate::policy::Policy;
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
@@ -60,6 +61,14 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     let generation = job.saved.record.generation;
     let meant = compile(&job.policy, &confirmation.pins, &facts, generation).loadable();
     let done = tell(arguments, &job, &meant, now, world)?;
+    // Rules that somebody else changed and that stay so are not ours to judge by.
+    let is_ours = done.drift.is_empty() || arguments.repair;
+    let is_due = may_have_narrowed(&done, &confirmation) || !revoke::was_done(generation, world);
+    let revocation = match is_ours && is_due {
+        true => revoke::end(&meant, world.flows, || world.host.remote_session(), output),
+        false => None,
+    };
+    let is_revoked = revocation.as_ref().is_none_or(|revocation| revocation.shortfall.is_none());
 
     if !done.committed.plan.is_nothing() || !confirmation.changes.is_empty() {
         // ORDER: after the kernel. A pin that was loaded and not written down is met again by the next answer; one that was written
@@ -71,12 +80,20 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
         at: now.0,
         generation,
         kernel_generation: done.committed.kernel.0,
-        // With drift left in place the kernel is not what was told: the next run has to look.
-        namespace: if done.drift.is_empty() { world.host.namespace() } else { String::new() },
+        // With drift left in place the kernel is not what was told: the next run has to look, and to revoke what this one did not.
+        namespace: if done.drift.is_empty() && is_revoked { world.host.namespace() } else { String::new() },
         problems: enforce::problems(&confirmation).into_iter().map(|(name, words)| (name.to_string(), words)).collect(),
     };
     state::save_refresh(world.files, &last)?;
-    report(arguments, &job.policy, &done, &confirmation, output)
+    let exit = report(arguments, &job.policy, &done, &confirmation, revocation.as_ref(), output)?;
+    revocation.unwrap_or_default().conclude(exit)
+}
+
+/// Whether less may be allowed now than before: pins have ended, or elements or rules were changed.
+fn may_have_narrowed(done: &Done, confirmation: &Confirmation) -> bool {
+    let change = &done.committed.plan;
+    let ended = |what: &What| matches!(what, What::Gone | What::Refused(_) | What::OverCap);
+    change.touches_rules() || !change.removed.is_empty() || confirmation.changes.iter().any(|change| ended(&change.what))
 }
 
 /// The generation to refresh. When a run was killed between the kernel and the state, what the kernel holds counts.
@@ -185,6 +202,7 @@ fn report(
     policy: &Policy,
     done: &Done,
     confirmation: &Confirmation,
+    revocation: Option<&Revocation>,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
     apply::warn_of(confirmation, output);
@@ -198,6 +216,7 @@ fn report(
             "change": apply::change_json(change),
             "drift": done.drift,
             "repaired": arguments.repair && !done.drift.is_empty(),
+            "revoked": revocation.map(Revocation::json),
             "unresolved": unresolved,
         }))?;
     } else {
@@ -211,6 +230,7 @@ fn report(
             output.say(&format!("{verb} of policy `{}`", policy.name))?;
             apply::describe(change, output)?;
         }
+        apply::describe_revocation(revocation, output)?;
     }
     if !done.drift.is_empty() && !arguments.repair {
         output.warn("somebody else changed the rules; `egressguard refresh --repair` puts them right");

@@ -1,6 +1,6 @@
 //! `restore`: the last applied policy again, without DNS, early in the boot. What cannot be restored is locked down.
 
-use crate::command::{Exit, Failure, Output, enforce, source};
+use crate::command::{Exit, Failure, Output, apply, enforce, revoke, source};
 use crate::pins::Pins;
 use crate::policy::Policy;
 use crate::ruleset::compile::{Facts, compile};
@@ -35,6 +35,14 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
     let now = world.host.now();
     let mut meant = compile(&restored.policy, &restored.pins, &restored.facts, restored.generation).loadable();
     let committed = enforce::commit(world.kernel, &mut meant, None, world.host, &mut |_| Ok(()))?;
+    let revocation = match committed.plan.is_nothing() {
+        true => None,
+        false => revoke::end(&meant, world.flows, || world.host.remote_session(), output),
+    };
+    if let Some(why) = revocation.as_ref().and_then(|revocation| revocation.shortfall.as_ref()) {
+        // No failure: a boot waits for the rules, and before the network is up nothing is under way. The first refresh revokes.
+        output.warn(&format!("flows from before may go on until the next refresh: {why}"));
+    }
     let last = LastRefresh {
         at: now.0,
         generation: restored.generation,
@@ -47,6 +55,7 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
     let _ = state::save_refresh(world.files, &last);
     let verb = if committed.plan.is_nothing() { "unchanged" } else { "restored" };
     output.say(&format!("{verb}: policy `{}` (generation {})", restored.policy.name, restored.generation))?;
+    apply::describe_revocation(revocation.as_ref(), output)?;
     match restored.complaint {
         None => Ok(Exit::Done),
         Some(complaint) => {

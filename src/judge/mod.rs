@@ -1,9 +1,11 @@
-//! Questions about rules: what becomes of a packet and why, whether a policy keeps its own promises, and
-//! what has to change in a kernel. Values in, values out.
+//! Questions about rules: what becomes of a packet and why, whether a policy keeps its own promises,
+//! what has to change in a kernel, and which flows are no longer allowed. Values in, values out.
 
 pub mod drift;
+pub mod flow;
 pub mod packet;
 pub mod plan;
+pub mod revoke;
 pub mod surroundings;
 pub mod trace;
 
@@ -19,7 +21,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 
 pub use packet::Packet;
-pub use trace::{Outcome, Refusal, Step, Trace, Verdict, judge};
+pub use trace::{Outcome, Refusal, Step, Trace, Verdict, judge, verdict};
 
 /// How one of the policy's own tests ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -110,7 +110,7 @@ pub const STRANGER: u32 = u32::MAX - 1;
 /// A source port where none is said: the first of the dynamic ports (RFC 6335).
 const SOURCE_PORT: u16 = 49152;
 /// The flag that begins a connection.
-const TCP_SYN: u8 = 0x02;
+pub const TCP_SYN: u8 = 0x02;
 /// Index of an interface that is not loopback.
 const OTHER_INTERFACE: u128 = 2;
 
@@ -240,7 +240,8 @@ impl Payload {
         }
     }
 
-    fn source_port(&self) -> Option<u16> {
+    /// Its source port, when it has ports.
+    pub fn source_port(&self) -> Option<u16> {
         match self {
             Payload::Tcp { source, .. } | Payload::Udp { source, .. } => Some(*source),
             Payload::Icmp(_) | Payload::Icmpv6(_) | Payload::Other(_) => None,

@@ -100,7 +100,26 @@ fn hooks(direction: Direction) -> &'static [Hook] {
 /// Judges a packet under these rules. Total: what the kernel would refuse to load (a chain or set that does not exist, a loop)
 /// ends in a drop or does not match.
 pub fn judge(ruleset: &Ruleset, packet: &Packet) -> Trace {
-    let mut walk = Walk { ruleset, packet, steps: Vec::new() };
+    walk(ruleset, packet, Telling::Everything)
+}
+
+/// What [`judge`] says becomes of the packet, without the way there: for many packets at once, for putting the way into words costs
+/// more than going it.
+pub fn verdict(ruleset: &Ruleset, packet: &Packet) -> Verdict {
+    walk(ruleset, packet, Telling::Nothing).verdict
+}
+
+/// How much is put into words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Telling {
+    /// Every step.
+    Everything,
+    /// None: the trace has no steps.
+    Nothing,
+}
+
+fn walk(ruleset: &Ruleset, packet: &Packet, telling: Telling) -> Trace {
+    let mut walk = Walk { ruleset, packet, telling, steps: Vec::new() };
     let hooks = hooks(packet.direction);
     let met = |chain| base_at(hooks, chain);
     let mut bases: Vec<_> = ruleset.chains.iter().filter_map(met).collect();
@@ -139,6 +158,7 @@ struct End {
 struct Walk<'a> {
     ruleset: &'a Ruleset,
     packet: &'a Packet,
+    telling: Telling,
     steps: Vec<Step>,
 }
 
@@ -149,21 +169,21 @@ impl<'a> Walk<'a> {
             let met = match self.matches(rule) {
                 Ok(met) => met,
                 Err(because) => {
-                    self.step(chain, rule, Outcome::Missed, because);
+                    self.step(chain, rule, || Outcome::Missed, because);
                     continue;
                 }
             };
             let verdict = match &rule.action {
                 Action::Continue => {
-                    self.step(chain, rule, Outcome::Matched, quoted(rule));
+                    self.step(chain, rule, || Outcome::Matched, self.say(|| quoted(rule)));
                     continue;
                 }
                 Action::Return => {
-                    self.step(chain, rule, Outcome::Returned, quoted(rule));
+                    self.step(chain, rule, || Outcome::Returned, self.say(|| quoted(rule)));
                     return None;
                 }
                 Action::Jump(name) | Action::Goto(name) => {
-                    self.step(chain, rule, Outcome::Entered { chain: name.clone() }, quoted(rule));
+                    self.step(chain, rule, || Outcome::Entered { chain: name.clone() }, self.say(|| quoted(rule)));
                     let Some(next) = self.ruleset.chain(name).filter(|_| depth < DEPTH) else {
                         return Some(self.end(chain, rule, Verdict::Deny { how: Refusal::Drop }, None));
                     };
@@ -178,17 +198,26 @@ impl<'a> Walk<'a> {
                 Action::Reset => Verdict::Deny { how: Refusal::Reset },
                 Action::Prohibit => Verdict::Deny { how: Refusal::Prohibit },
             };
-            let mut because = quoted(rule);
-            if let Some(member) = met.filter(|member| !member.comment.is_empty()) {
+            let mut because = self.say(|| quoted(rule));
+            if let Some(member) = met.filter(|member| self.telling == Telling::Everything && !member.comment.is_empty()) {
                 let _ = write!(because, ": the packet meets `{}`", member.comment);
             }
-            self.step(chain, rule, Outcome::Decided(verdict), because);
+            self.step(chain, rule, || Outcome::Decided(verdict), because);
             return Some(self.end(chain, rule, verdict, met));
         }
         None
     }
 
-    fn step(&mut self, chain: &Chain, rule: &Rule, outcome: Outcome, because: String) {
+    /// The words, where they are wanted.
+    fn say(&self, words: impl FnOnce() -> String) -> String {
+        if self.telling == Telling::Everything { words() } else { String::new() }
+    }
+
+    fn step(&mut self, chain: &Chain, rule: &Rule, outcome: impl FnOnce() -> Outcome, because: String) {
+        if self.telling == Telling::Nothing {
+            return;
+        }
+        let outcome = outcome();
         self.steps.push(Step { chain: chain.def.name.clone(), rule: rule.id.clone(), outcome, because });
     }
 
@@ -222,7 +251,7 @@ impl<'a> Walk<'a> {
     fn test(&self, test: &Test) -> Result<Option<&'a Member>, String> {
         let field = test.field;
         let Some(found) = value(field, self.packet) else {
-            return Err(format!("`{}`: the packet has {}", write_test(test), nothing(field)));
+            return Err(self.say(|| format!("`{}`: the packet has {}", write_test(test), nothing(field))));
         };
         let holds = match &test.operator {
             Operator::Is(number) => found == *number,
@@ -236,10 +265,13 @@ impl<'a> Walk<'a> {
             }
             Operator::In(set) => match self.ruleset.sets.get(set).and_then(|set| set.find(&field.encode(found))) {
                 Some((_, member)) => return Ok(Some(member)),
-                None => return Err(format!("`{}`: {} is not in it", write_test(test), self.write(field, found))),
+                None => return Err(self.say(|| format!("`{}`: {} is not in it", write_test(test), self.write(field, found)))),
             },
         };
-        if holds { Ok(None) } else { Err(format!("`{}`: the packet has {}", write_test(test), self.write(field, found))) }
+        match holds {
+            true => Ok(None),
+            false => Err(self.say(|| format!("`{}`: the packet has {}", write_test(test), self.write(field, found)))),
+        }
     }
 
     fn write(&self, field: Field, found: u128) -> String {
@@ -255,17 +287,17 @@ impl<'a> Walk<'a> {
     fn statement(&self, statement: &Statement) -> Result<(), String> {
         match statement {
             Statement::Limit(_, Side::Below) | Statement::Log { .. } => Ok(()),
-            Statement::Limit(_, Side::Over) => Err("the rate is not exceeded".to_string()),
+            Statement::Limit(_, Side::Over) => Err(self.say(|| "the rate is not exceeded".to_string())),
             Statement::Update { key, carries, .. } => {
                 for field in key {
                     self.guards(*field)?;
                     if value(*field, self.packet).is_none() {
-                        return Err(format!("`{}`: the packet has {}", field.row().keyword, nothing(*field)));
+                        return Err(self.say(|| format!("`{}`: the packet has {}", field.row().keyword, nothing(*field))));
                     }
                 }
                 match carries {
                     Carries::Nothing | Carries::Counter => Ok(()),
-                    Carries::Over(_) => Err("the rate is not exceeded".to_string()),
+                    Carries::Over(_) => Err(self.say(|| "the rate is not exceeded".to_string())),
                 }
             }
         }

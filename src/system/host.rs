@@ -165,6 +165,11 @@ fn found(answer: nix::Result<Option<u32>>, what: &str, name: &str) -> Result<Opt
     }
 }
 
+/// Where cgroup v2 is mounted, by the list of mounts in this file; `None` when it is nowhere.
+pub(super) fn cgroup2_root(mountinfo: &Path) -> Option<PathBuf> {
+    cgroup2_mount(&read(mountinfo).ok()?)
+}
+
 /// Where cgroup v2 is mounted: of several mounts one that shows the whole tree.
 fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     let mut part = None;

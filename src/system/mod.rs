@@ -3,5 +3,6 @@
 pub mod files;
 pub mod host;
 pub mod netlink;
+mod owner;
 pub mod resolv_conf;
 pub mod resolver;

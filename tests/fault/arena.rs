@@ -3,6 +3,7 @@
 //! Everything is run from a third, empty namespace: a program that forgot its `--netns` would find nothing to break there.
 #![allow(dead_code)]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -14,6 +15,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
+use egressguard::system::netlink::flow::KernelFlows;
+use egressguard::world::Flows;
 use nix::sched::{CloneFlags, setns, unshare};
 use tempfile::TempDir;
 
@@ -333,6 +336,23 @@ impl Arena {
     pub fn reach(&self, addresses: &[&str]) -> Vec<bool> {
         self.host.within(|| addresses.iter().map(|address| connects(address)).collect())
     }
+
+    /// Connections from the host to port 443 there, held open.
+    pub fn hold(&self, addresses: &[&str]) -> Vec<TcpStream> {
+        self.host.within(|| addresses.iter().map(|address| connect(address).expect("the way is open")).collect())
+    }
+
+    /// How many flows and sockets of the host have this address at their other end.
+    pub fn under_way(&self, address: &str) -> usize {
+        let address: IpAddr = address.parse().expect("an address");
+        self.host.within(|| {
+            let mut kernel = KernelFlows::new();
+            let flows = kernel.tracked().expect("the kernel lists its flows");
+            let sockets = kernel.sockets(&BTreeSet::new()).expect("the kernel lists its sockets");
+            flows.iter().filter(|flow| [flow.original.destination, flow.original.source].contains(&address)).count()
+                + sockets.iter().filter(|socket| socket.remote.is_some_and(|remote| remote.ip() == address)).count()
+        })
+    }
 }
 
 impl Drop for Arena {
@@ -342,8 +362,12 @@ impl Drop for Arena {
 }
 
 fn connects(address: &str) -> bool {
+    connect(address).is_ok()
+}
+
+fn connect(address: &str) -> io::Result<TcpStream> {
     let address: IpAddr = address.parse().expect("an address");
-    TcpStream::connect_timeout(&SocketAddr::new(address, 443), CONNECT).is_ok()
+    TcpStream::connect_timeout(&SocketAddr::new(address, 443), CONNECT)
 }
 
 fn unique() -> u32 {

@@ -7,6 +7,7 @@
 pub mod kernel;
 pub mod nameserver;
 pub mod people;
+pub mod stream;
 
 use std::fs;
 use std::io::Write;

@@ -213,6 +213,11 @@ impl Writer {
         mark
     }
 
+    /// Octets as they are: a structure, or attributes that were written before. INVARIANT: a multiple of four of them.
+    pub fn verbatim(&mut self, octets: &[u8]) {
+        self.octets.extend_from_slice(octets);
+    }
+
     /// Ends a message. Its length includes everything since it began.
     pub fn end(&mut self, mark: Mark) {
         let length = (self.octets.len() - mark.0) as u32;

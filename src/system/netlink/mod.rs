@@ -1,4 +1,5 @@
-//! The kernel's nf_tables over netlink: [`NfTables`] carries out transactions and dumps our table.
+//! The kernel over netlink. [`NfTables`] carries out transactions and dumps our table; what is under way has a room of its own,
+//! [`flow`].
 //!
 //! What is committed comes back equal from [`Kernel::observe`] when it is in the form that the kernel keeps:
 //! - a rule that updates a set whose elements count ([`SetDef::counter`]) carries no expressions of its own for them, because the
@@ -21,6 +22,7 @@ mod socket;
 
 pub mod decode;
 mod encode;
+pub mod flow;
 pub mod message;
 mod surroundings;
 mod uapi;

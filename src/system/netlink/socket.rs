@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
-use super::message::{Message, Writer, messages};
+use super::message::{Mark, Message, Writer, messages};
 use super::uapi::*;
 
 /// As large as the largest chunk of a dump (32 KiB) twice over.
@@ -44,7 +44,7 @@ pub struct Verdicts {
     pub lost: bool,
 }
 
-/// A socket of the netfilter family in the network namespace of the thread that opened it.
+/// A netlink socket in the network namespace of the thread that opened it.
 pub struct Socket {
     inner: mnl::Socket,
     seq: u32,
@@ -52,17 +52,13 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens and binds one.
+    /// Opens and binds one of netfilter's.
     pub fn open() -> Result<Socket, Failure> {
         Socket::of(mnl::Bus::Netfilter)
     }
 
-    /// The same for questions about links.
-    pub fn of_links() -> Result<Socket, Failure> {
-        Socket::of(mnl::Bus::Route)
-    }
-
-    fn of(bus: mnl::Bus) -> Result<Socket, Failure> {
+    /// Opens and binds one of any family.
+    pub fn of(bus: mnl::Bus) -> Result<Socket, Failure> {
         let inner = mnl::Socket::new(bus).map_err(|error| match error.raw_os_error() {
             Some(number) => Failure::Errno(Errno::from_raw(number)),
             None => Failure::Words(error.to_string()),
@@ -72,7 +68,7 @@ impl Socket {
         Ok(Socket { inner, seq: 0, buffer: vec![0; ROOM] })
     }
 
-    /// Asks one question; `answer` gets every message of the answer, and says `None` when it cannot be read.
+    /// Asks nf_tables one question; `answer` gets every message of the answer, and says `None` when it cannot be read.
     pub fn ask(
         &mut self,
         kind: u16,
@@ -80,27 +76,30 @@ impl Socket {
         question: impl FnOnce(&mut Writer),
         answer: impl FnMut(&Message<'_>) -> Option<()>,
     ) -> Result<Whole, Failure> {
-        self.ask_with(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &[NFPROTO_INET, 0, 0, 0], question, answer)
+        let write = |writer: &mut Writer, seq: u32| {
+            let message = writer.begin(kind, flags, seq);
+            question(writer);
+            message
+        };
+        self.ask_anybody(flags, write, answer)
     }
 
     /// Asks for everything of one kind, of whatever family: `header` is what the subsystem puts before the attributes.
     pub fn ask_for_all(&mut self, kind: u16, header: &[u8], answer: impl FnMut(&Message<'_>) -> Option<()>) -> Result<Whole, Failure> {
-        self.ask_with(kind, NLM_F_DUMP, header, |_| {}, answer)
+        self.ask_anybody(NLM_F_DUMP, |writer, seq| writer.begin_with(kind, NLM_F_DUMP, seq, header), answer)
     }
 
-    fn ask_with(
+    /// The same of whoever is at the other end; `write` begins the message, with this number, and writes the question.
+    pub fn ask_anybody(
         &mut self,
-        kind: u16,
         flags: u16,
-        header: &[u8],
-        question: impl FnOnce(&mut Writer),
+        write: impl FnOnce(&mut Writer, u32) -> Mark,
         mut answer: impl FnMut(&Message<'_>) -> Option<()>,
     ) -> Result<Whole, Failure> {
         self.seq = self.seq.wrapping_add(1);
         let mut writer = Writer::default();
         let seq = self.seq;
-        let message = writer.begin_with(kind, flags, seq, header);
-        question(&mut writer);
+        let message = write(&mut writer, seq);
         writer.end(message);
         self.send(&writer.into_octets())?;
 
@@ -126,7 +125,7 @@ impl Socket {
                 }
             }
         }
-        Err(Failure::Words("the kernel left a question about the packet filter unanswered".into()))
+        Err(Failure::Words("the kernel left a question unanswered".into()))
     }
 
     /// Sends a batch in one call, which is what makes it one transaction, and collects what the kernel says against it.
@@ -151,6 +150,11 @@ impl Socket {
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    /// Switches one of netlink's own options on.
+    pub fn switch_on(&self, option: i32) -> Result<(), Failure> {
+        set_option(self.inner.as_raw_fd(), libc::SOL_NETLINK, option, 1)
     }
 
     fn send(&self, octets: &[u8]) -> Result<(), Failure> {
@@ -199,7 +203,7 @@ fn status(message: &Message<'_>) -> Option<i32> {
 }
 
 fn unreadable() -> Failure {
-    Failure::Words("the kernel's answer about the packet filter is malformed".into())
+    Failure::Words("the kernel's answer is malformed".into())
 }
 
 /// The number of the network namespace of this socket, which no other has in this boot; kernels have it since 5.14.

@@ -73,7 +73,7 @@ fn dump<T>(
 }
 
 fn links(found: &mut Surroundings) -> Result<(), Failure> {
-    let mut socket = Socket::of_links()?;
+    let mut socket = Socket::of(mnl::Bus::Route)?;
     let mut links: Vec<(i32, Link)> = Vec::new();
     socket.ask_for_all(RTM_GETLINK, &[0; 16], |message| {
         links.push(decode::link(message)?);
