@@ -6,6 +6,7 @@
 //!  Facts (uids, cgroups, servers) -+                       +--lower----> Program --encode--> netlink batch --> kernel
 //!  kernel --dump--> decode --> Program --lift--> Ruleset  (what is really there)
 //!  Ruleset, Packet   --judge--> Trace (verdict, rule, why)
+//!  Ruleset, Ruleset  --compare--> Changes (witness, before, after)
 //!  Observed, Ruleset --plan--> Plan (nothing, sets, rules)
 //!  Underway, Ruleset --revoke--> flows and sockets that are to end
 //! ```

@@ -173,6 +173,31 @@ pub trait Documents {
 
     /// Replaces the content of a file, whole or not at all.
     fn write(&mut self, path: &str, content: &[u8]) -> Result<(), FileError>;
+
+    /// The content of a file at a revision of the repository that it lies in.
+    fn at_revision(&self, path: &str, revision: &str) -> Result<Vec<u8>, RevisionError> {
+        Err(RevisionError::Refused(format!("nobody remembers `{path}` at `{revision}`")))
+    }
+}
+
+/// Why a file was not read at a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RevisionError {
+    /// There is no git to ask.
+    #[error("git is not to be found: {0}")]
+    NoGit(String),
+    /// The file lies in no repository, or in one that git does not open: git's own words.
+    #[error("`{0}` lies in no git repository: {1}")]
+    NoRepository(String, String),
+    /// The repository has no such revision.
+    #[error("the repository of `{0}` has no revision `{1}`")]
+    NoRevision(String, String),
+    /// The file is not part of that revision.
+    #[error("`{0}` is not part of revision `{1}`")]
+    NotThere(String, String),
+    /// Git refused for another reason.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// What is asked of the host.

@@ -5,6 +5,7 @@ import datetime
 import sys
 from pathlib import Path
 
+import diff
 import large
 import path
 import peers
@@ -13,7 +14,7 @@ import small
 from report import Report
 from stage import Stage, Trouble, interfering, machine
 
-PARTS = ["apply", "refresh", "revoke", "explain", "delta", "large", "path", "binary"]
+PARTS = ["apply", "refresh", "revoke", "explain", "delta", "large", "diff", "path", "binary"]
 
 
 def parts(text):
@@ -58,6 +59,8 @@ def main():
             large.delta(stage, report, chosen.delta, chosen.rounds)
         if "large" in chosen.only:
             large.large(stage, report)
+        if "diff" in chosen.only:
+            diff.diff(stage, report)
         if "path" in chosen.only:
             path.path(stage, report, max(5, chosen.rounds // 2))
         if "binary" in chosen.only:

@@ -58,6 +58,8 @@ pub enum Command {
     Test(TestArguments),
     /// Say what becomes of a packet, and which line decides.
     Explain(ExplainArguments),
+    /// Say exactly what a change of a policy opens and closes.
+    Diff(DiffArguments),
     /// Resolve the names of a policy into a pins file.
     Resolve(ResolveArguments),
     /// Print what would be loaded.
@@ -162,6 +164,54 @@ pub struct ExplainArguments {
     /// Answer with a JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `diff`.
+#[derive(Debug, Args)]
+#[command(override_usage = "egressguard diff [OPTIONS] [OLD] NEW\n       egressguard diff [OPTIONS] --git REV POLICY")]
+#[command(after_help = "Without OLD and --git, NEW is compared with what the kernel holds, which takes root.\n\
+Exit codes: 0 same, 1 differs (with --fail-on widens: something is allowed that was not).\n\n  \
+egressguard diff policy.yaml new.yaml\n  \
+egressguard diff --git origin/main policy.yaml --fail-on widens --format github\n  \
+sudo egressguard diff policy.yaml")]
+pub struct DiffArguments {
+    /// One policy or two: files, `-` for standard input, or `builtin:NAME`; /etc/egressguard/policy.yaml when none is named.
+    #[arg(value_name = "POLICY", num_args = 0..=2)]
+    pub policies: Vec<String>,
+    /// Compare with the same file at this revision of the git repository that it lies in.
+    #[arg(long, value_name = "REV")]
+    pub git: Option<String>,
+    /// How to write it.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: DiffFormat,
+    /// What exit code 1 is for.
+    #[arg(long, value_name = "WHAT", default_value = "any")]
+    pub fail_on: FailOn,
+    /// The same as `--format json`.
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+}
+
+/// How differences are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DiffFormat {
+    /// For people.
+    Text,
+    /// A JSON object.
+    Json,
+    /// A comment for a pull request.
+    Markdown,
+    /// Annotations of a GitHub workflow.
+    Github,
+}
+
+/// Which differences make the answer no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FailOn {
+    /// Any.
+    Any,
+    /// Those that allow what was not allowed.
+    Widens,
 }
 
 /// Arguments of `resolve`.

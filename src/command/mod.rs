@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod arguments;
+pub mod diff;
 pub mod enforce;
 pub mod explain;
 pub mod offline;
@@ -183,7 +184,8 @@ impl Output<'_> {
 
     /// A JSON object.
     pub fn json(&mut self, value: &serde_json::Value) -> io::Result<()> {
-        heard(writeln!(self.out, "{value:#}"))
+        // As one text: standard output writes line by line.
+        heard(self.out.write_all(format!("{value:#}\n").as_bytes()))
     }
 
     /// How a failure is told.
@@ -226,6 +228,7 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
         Command::Completions { shell } => offline::completions(*shell, output),
         Command::Man { output_dir } => offline::man(output_dir.as_deref(), world, output),
         Command::Render(arguments) => offline::render(arguments, world, output),
+        Command::Diff(arguments) => diff::diff(arguments, world, output),
         Command::Resolve(arguments) => offline::resolve(arguments, world, output),
         Command::Apply(arguments) => apply::apply(arguments, world, output),
         Command::Refresh(arguments) => refresh::refresh(arguments, world, output),

@@ -1,6 +1,7 @@
-//! Questions about rules: what becomes of a packet and why, whether a policy keeps its own promises,
+//! Questions about rules: what becomes of a packet and why, whether a policy keeps its own promises, in what two rulesets differ,
 //! what has to change in a kernel, and which flows are no longer allowed. Values in, values out.
 
+pub mod compare;
 pub mod drift;
 pub mod flow;
 pub mod packet;
@@ -105,11 +106,15 @@ pub fn is_placeholder(address: &IpAddr) -> bool {
 fn place(pins: &mut Pins, name: &DnsName, number: u32) {
     let v4 = IpAddr::V4(Ipv4Addr::from_bits(number & 0x00ff_ffff));
     let v6 = IpAddr::V6(Ipv6Addr::from_bits((0x0100 << 112) | u128::from(number)));
+    let leases = BTreeMap::from([(v4, lasting()), (v6, lasting())]);
+    pins.names.insert(name.clone(), NamePins { leases, ..NamePins::default() });
+}
+
+/// The lease of a placeholder.
+fn lasting() -> Lease {
     // The last second that RFC 3339 can write.
     let (never, always) = (Timestamp(0), Timestamp(253_402_300_799));
-    let lease = Lease { server: String::new(), ttl: 0, first_seen: never, last_seen: never, expires: always };
-    let leases = BTreeMap::from([(v4, lease.clone()), (v6, lease)]);
-    pins.names.insert(name.clone(), NamePins { leases, ..NamePins::default() });
+    Lease { server: String::new(), ttl: 0, first_seen: never, last_seen: never, expires: always }
 }
 
 fn meets(expect: Expectation, verdict: Verdict) -> bool {

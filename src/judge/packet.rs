@@ -118,12 +118,14 @@ impl Packet {
     /// The first packet of a connection: from a socket of nobody in particular when it goes out, and not by loopback unless an
     /// address says so. `None` when the addresses are of two families.
     pub fn new(direction: Direction, source: IpAddr, destination: IpAddr, payload: Payload) -> Option<Packet> {
-        if Family::of(&source) != Family::of(&destination) {
-            return None;
-        }
+        (Family::of(&source) == Family::of(&destination)).then(|| Packet::between(direction, (source, destination), payload))
+    }
+
+    /// The same for a pair of addresses that are known to be of one family.
+    pub(super) fn between(direction: Direction, (source, destination): (IpAddr, IpAddr), payload: Payload) -> Packet {
         let stranger = Socket { user: STRANGER, user_name: None, group: STRANGER, unit: None, cgroups: BTreeMap::new() };
         let local = direction != Direction::Forward && (source.is_loopback() || destination.is_loopback());
-        Some(Packet {
+        Packet {
             direction,
             link: if local { Link::Loopback } else { Link::Other },
             source,
@@ -132,7 +134,7 @@ impl Packet {
             hop_limit: 64,
             socket: (direction == Direction::Out).then_some(stranger),
             tracking: Tracking { state: State::New, sender: Sender::Original, status: 0, original_port: payload.destination_port() },
-        })
+        }
     }
 
     /// The packets that a spelling stands for.

@@ -106,7 +106,12 @@ pub fn judge(ruleset: &Ruleset, packet: &Packet) -> Trace {
 /// What [`judge`] says becomes of the packet, without the way there: for many packets at once, for putting the way into words costs
 /// more than going it.
 pub fn verdict(ruleset: &Ruleset, packet: &Packet) -> Verdict {
-    walk(ruleset, packet, Telling::Nothing).verdict
+    decide(ruleset, packet).verdict
+}
+
+/// What [`judge`] says, without the steps.
+pub fn decide(ruleset: &Ruleset, packet: &Packet) -> Trace {
+    walk(ruleset, packet, Telling::Nothing)
 }
 
 /// How much is put into words.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::world::{Documents, FileError, Files};
+use crate::system::git;
+use crate::world::{Documents, FileError, Files, RevisionError};
 
 /// The name of the lock file.
 const LOCK: &str = "lock";
@@ -173,6 +174,10 @@ impl Documents for NamedDocuments {
 
     fn write(&mut self, path: &str, content: &[u8]) -> Result<(), FileError> {
         replace(Path::new(path), content, 0o644, Disk::Wait)
+    }
+
+    fn at_revision(&self, path: &str, revision: &str) -> Result<Vec<u8>, RevisionError> {
+        git::show(path, revision)
     }
 }
 
