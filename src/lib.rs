@@ -4,6 +4,7 @@
 //!  policy.yaml --parse--> Policy --+
 //!  pins file ---load----> Pins ----+--compile--> Ruleset --+--text-----> nft script (people, CI, oracle)
 //!  Facts (uids, cgroups, servers) -+                       +--lower----> Program --encode--> netlink batch --> kernel
+//!                                                          +--export---> iptables, ip6tables, ipset
 //!  kernel --dump--> decode --> Program --lift--> Ruleset  (what is really there)
 //!  Ruleset, Packet   --judge--> Trace (verdict, rule, why)
 //!  Ruleset, Ruleset  --compare--> Changes (witness, before, after)
@@ -25,6 +26,7 @@
 //! | pins | 1 | |
 //! | ruleset | 2 | |
 //! | judge | 3 | |
+//! | export | 3 | |
 //! | world | 4 | |
 //! | state | 5 | |
 //! | simulated | 5 | |
@@ -37,6 +39,7 @@
 pub mod base;
 pub mod command;
 pub mod demo;
+pub mod export;
 pub mod judge;
 pub mod pins;
 pub mod policy;

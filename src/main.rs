@@ -15,6 +15,7 @@ use egressguard::system::files::{NamedDocuments, StateDirectory};
 use egressguard::system::host::LocalHost;
 use egressguard::system::netlink::NfTables;
 use egressguard::system::netlink::flow::KernelFlows;
+use egressguard::system::programs::InstalledPrograms;
 use egressguard::system::resolver::DnsResolver;
 use egressguard::world::{Depth, Kernel, KernelError, World};
 use nix::sched::{CloneFlags, setns};
@@ -58,7 +59,16 @@ fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -
     let mut flows = KernelFlows::new();
     let mut files = StateDirectory::new(arguments.state_dir.clone());
     let mut documents = NamedDocuments;
-    let mut world = World { kernel, flows: &mut flows, resolver: &mut resolver, host: &host, files: &mut files, documents: &mut documents };
+    let mut programs = InstalledPrograms;
+    let mut world = World {
+        kernel,
+        flows: &mut flows,
+        resolver: &mut resolver,
+        host: &host,
+        files: &mut files,
+        documents: &mut documents,
+        programs: &mut programs,
+    };
     command::run(&arguments.command, &mut world, output)
 }
 

@@ -5,6 +5,7 @@
 //! one: adding an element that is there does not renew its timeout (kernels before 6.12).
 
 pub mod flows;
+pub mod programs;
 mod table;
 
 use std::collections::VecDeque;

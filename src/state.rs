@@ -47,6 +47,17 @@ pub struct Saved {
     pub record: Record,
 }
 
+/// Which packet filter of the host holds the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// nf_tables, by netlink.
+    #[default]
+    Nftables,
+    /// iptables, ip6tables and ipset, by their programs.
+    Iptables,
+}
+
 /// What is known of a generation besides its policy and pins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -58,6 +69,9 @@ pub struct Record {
     pub sha256: String,
     /// When it was applied, in seconds since 1970.
     pub applied_at: i64,
+    /// Which packet filter holds it.
+    #[serde(default)]
+    pub backend: Backend,
     /// The clocks when the pins were written.
     clock: SavedClock,
     /// What the host knew, so that it can be restored before the host knows anything.
@@ -149,7 +163,13 @@ impl Record {
     /// A record of an apply that happens now.
     pub fn new(generation: u64, policy: &Policy, facts: &Facts, clock: &Anchor) -> Record {
         let (file, sha256) = (policy.file.clone(), policy.sha256.clone());
-        Record { generation, file, sha256, applied_at: clock.wall.0, clock: SavedClock::from(clock), facts: SavedFacts::from(facts) }
+        let (backend, applied_at) = (Backend::default(), clock.wall.0);
+        Record { generation, file, sha256, applied_at, backend, clock: SavedClock::from(clock), facts: SavedFacts::from(facts) }
+    }
+
+    /// The same record of another packet filter.
+    pub fn by(self, backend: Backend) -> Record {
+        Record { backend, ..self }
     }
 
     /// The same apply with pins and facts that were written later.
@@ -185,6 +205,17 @@ pub fn current(files: &dyn Files) -> Result<Current, StateError> {
             Err(_) => Err(StateError::Damaged(CURRENT.to_string(), "it names no generation".to_string())),
         },
     }
+}
+
+/// Which packet filter holds the generation to restore, or held the last one; the default one where that is not known.
+pub fn backend(files: &dyn Files) -> Backend {
+    let generation = match current(files) {
+        Ok(Current::Generation(generation)) => generation,
+        _ => highest(files).unwrap_or(0),
+    };
+    let [_, _, record] = names(generation);
+    let record = files.read(&record).ok().flatten();
+    record.and_then(|record| serde_json::from_slice::<Record>(&record).ok()).map(|record| record.backend).unwrap_or_default()
 }
 
 /// The highest number that any generation of this directory has; 0 without any.

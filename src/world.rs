@@ -228,6 +228,23 @@ pub trait Host {
     fn remote_session(&self) -> Option<(IpAddr, u16)>;
 }
 
+/// Why a program of the host did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ProgramError {
+    /// It is not installed: its name.
+    #[error("`{0}` is not installed")]
+    Missing(String),
+    /// It ended with a failure, or could not be run: its name, and what it said.
+    #[error("`{0}` failed: {1}")]
+    Failed(String, String),
+}
+
+/// Programs of the host, run in the network namespace that this one works in.
+pub trait Programs {
+    /// Runs one with this input, and answers with its standard output.
+    fn run(&mut self, program: &str, arguments: &[&str], input: &str) -> Result<String, ProgramError>;
+}
+
 /// All of it together.
 pub struct World<'a> {
     /// The packet filter.
@@ -242,4 +259,6 @@ pub struct World<'a> {
     pub files: &'a mut dyn Files,
     /// Files that the user names.
     pub documents: &'a mut dyn Documents,
+    /// Programs of the host.
+    pub programs: &'a mut dyn Programs,
 }

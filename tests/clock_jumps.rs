@@ -13,6 +13,7 @@ use egressguard::judge::flow::Underway;
 use egressguard::policy::DnsServer;
 use egressguard::simulated::Simulated;
 use egressguard::simulated::flows::SimulatedFlows;
+use egressguard::simulated::programs::SimulatedPrograms;
 use egressguard::system::files::{NamedDocuments, StateDirectory};
 use egressguard::world::{Anchor, Answer, Depth, Host, Kernel, Resolver, World};
 
@@ -109,6 +110,7 @@ impl Machine {
         let mut world = World {
             kernel: &mut self.kernel,
             flows: &mut flows,
+            programs: &mut SimulatedPrograms::default(),
             resolver: &mut dns,
             host: &self.clocks,
             files: &mut files,

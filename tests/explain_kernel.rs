@@ -1,8 +1,7 @@
 //! `explain` against the kernel: thousands of packets, each spelt as a person would spell it, are judged under random policies and then
 //! sent for real between two namespaces, both families, TCP and UDP, in and out, by users and groups. Nothing may disagree.
 
-#[path = "namespace/attempt.rs"]
-mod attempt;
+mod attempts;
 mod namespace;
 mod policies;
 
@@ -12,12 +11,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use attempt::{Arena, Attempt, Material, Transport};
+use attempts::{Arena, Attempt, Material, Transport};
 use egressguard::base::packet::{Direction, PacketSpec};
 use egressguard::judge::{Packet, Trace, Verdict, judge};
 use egressguard::pins::Pins;
 use egressguard::ruleset::Ruleset;
 use egressguard::ruleset::field::Field;
+use namespace::load::load;
 use namespace::pair::{HOST, Pair};
 use namespace::{inside, kernel_is_there};
 use policies::held::held;
@@ -90,14 +90,15 @@ fn drawn(runner: &mut TestRunner) -> (Case, Ruleset, Vec<Attempt>) {
     case.policy.violations.quarantine = None;
     let ruleset = held(&case);
     let material = Material::of(&ruleset);
-    let mut attempts = material.attempts(PACKETS).new_tree(runner).unwrap().current();
+    let mut attempts = material.attempts(PACKETS, &[Direction::Out, Direction::Out, Direction::In]).new_tree(runner).unwrap().current();
     attempts.extend(material.permitted(&ruleset, any::<Index>().new_tree(runner).unwrap().current()));
     (case, ruleset, attempts)
 }
 
 fn play(case: &Case, ruleset: &Ruleset, attempts: &[Attempt], counted: &Mutex<Counted>) {
     let pair = Pair::new();
-    let arena = Arena::new(&pair, ruleset, NOW, &attempts.iter().map(|attempt| attempt.port).collect::<BTreeSet<_>>());
+    load(ruleset, NOW);
+    let arena = Arena::new(&pair, None, &attempts.iter().map(|attempt| attempt.port).collect::<BTreeSet<_>>());
     for attempt in attempts {
         let spelling = spelt(attempt, case);
         let trace = explained(&spelling, attempt, case, ruleset);

@@ -1,4 +1,5 @@
-//! Policies and what becomes of them, as text files that a person has read: nft text, kernel program, answers about packets. Adding a
+//! Policies and what becomes of them, as text files that a person has read: nft text, kernel program, answers
+//! about packets, iptables script. Adding a
 //! case is adding a directory; `UPDATE_GOLDEN=1` writes what is expected, for reading.
 //!
 //! Programs are those of a little-endian machine.
@@ -8,10 +9,13 @@ mod golden_case;
 use std::fmt::Write;
 use std::fs::{read_to_string, write};
 
+use egressguard::base::diagnostic::{Colour, render};
+use egressguard::export::iptables::export;
+use egressguard::export::{script, unsayable};
 use egressguard::judge::{Packet, Refusal, Trace, Verdict, policy_tests, traces};
 use egressguard::ruleset::lower::lower;
 use egressguard::ruleset::program::{self, Comparison, Element, Expr, Key, RuleProgram, SetDef};
-use egressguard::ruleset::text;
+use egressguard::ruleset::{Ruleset, text};
 use golden_case::{GoldenCase, NOW, all};
 
 #[test]
@@ -19,8 +23,12 @@ fn every_policy_becomes_what_a_person_has_read() {
     let mut wrong = Vec::new();
     for case in all() {
         let ruleset = case.compile();
-        let witnesses =
-            [("expected.nft", text::write(&ruleset, NOW)), ("expected.program", program(&case)), ("expected.explain", explanations(&case))];
+        let witnesses = [
+            ("expected.nft", text::write(&ruleset, NOW)),
+            ("expected.program", program(&case)),
+            ("expected.explain", explanations(&case)),
+            ("expected.iptables", iptables(&case, &ruleset)),
+        ];
         for (name, found) in witnesses {
             let path = case.path.join(name);
             if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -89,6 +97,14 @@ fn verdict(verdict: Verdict) -> &'static str {
         Verdict::Deny { how: Refusal::Drop } => "drop",
         Verdict::Deny { how: Refusal::Reset } => "reset",
         Verdict::Deny { how: Refusal::Prohibit } => "prohibit",
+    }
+}
+
+/// The script for hosts without nf_tables, or what of the policy cannot be said in it.
+fn iptables(case: &GoldenCase, ruleset: &Ruleset) -> String {
+    match export(ruleset, &case.facts) {
+        Ok(firewall) => script::write(&firewall, NOW),
+        Err(found) => render(&unsayable::diagnostics(&found, &case.policy, &case.text), &case.text, &case.policy.file, Colour::Plain),
     }
 }
 

@@ -1,18 +1,18 @@
 //! What the trace says of a packet is what happens to a real socket: policies are loaded in a network namespace, and programs in it and
 //! around it try to connect.
 
-#[path = "namespace/attempt.rs"]
-mod attempt;
+mod attempts;
 mod namespace;
 mod policies;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use attempt::{Arena, Attempt, Material, Transport};
+use attempts::{Arena, Attempt, Material, Transport};
 use egressguard::base::packet::Direction;
 use egressguard::judge::Verdict;
 use egressguard::policy::{Quarantine, QuarantineScope, Violations};
 use egressguard::ruleset::set::Member;
+use namespace::load::load;
 use namespace::pair::Pair;
 use namespace::{inside, kernel_is_there};
 use policies::held::held;
@@ -35,11 +35,12 @@ fn real_sockets_meet_what_the_trace_says() {
         case.policy.violations.quarantine = None;
         let ruleset = held(&case);
         let material = Material::of(&ruleset);
-        let mut attempts = material.attempts(32).new_tree(&mut runner).unwrap().current();
+        let mut attempts = material.attempts(32, &[Direction::Out, Direction::Out, Direction::In]).new_tree(&mut runner).unwrap().current();
         attempts.extend(material.permitted(&ruleset, any::<Index>().new_tree(&mut runner).unwrap().current()));
         inside(|| {
             let pair = Pair::new();
-            let arena = Arena::new(&pair, &ruleset, NOW, &attempts.iter().map(|attempt| attempt.port).collect());
+            load(&ruleset, NOW);
+            let arena = Arena::new(&pair, None, &attempts.iter().map(|attempt| attempt.port).collect());
             for attempt in &attempts {
                 let verdict = arena.agrees(&ruleset, attempt);
                 let kind = format!("{:?} {:?} v{}", attempt.direction, attempt.transport, if attempt.peer.is_ipv4() { 4 } else { 6 });
@@ -84,7 +85,8 @@ fn who_breaks_the_limit_is_cut_off_and_nobody_else() {
         cut_off.sets.get_mut(set).unwrap().members.insert(key.to_ne_bytes().to_vec(), Member::default());
         inside(|| {
             let pair = Pair::new();
-            let arena = Arena::new(&pair, &ruleset, NOW, &BTreeSet::from([443, 25]));
+            load(&ruleset, NOW);
+            let arena = Arena::new(&pair, None, &BTreeSet::from([443, 25]));
             let attempt = |peer: &str, port, user| Attempt {
                 direction: Direction::Out,
                 transport: Transport::Tcp,
@@ -121,7 +123,8 @@ fn a_full_ledger_takes_neither_the_trip_wire_nor_the_refusal_with_it() {
     inside(|| {
         let pair = Pair::new();
         let ports: BTreeSet<u16> = (1025..1035).chain([443]).collect();
-        let arena = Arena::new(&pair, &ruleset, NOW, &ports);
+        load(&ruleset, NOW);
+        let arena = Arena::new(&pair, None, &ports);
         let attempt = |port, user| {
             let peer = "192.0.2.1".parse().unwrap();
             Attempt { direction: Direction::Out, transport: Transport::Tcp, peer, port, user, group: 0 }

@@ -11,7 +11,7 @@ use crate::command::arguments::ApplyArguments;
 use crate::command::enforce::{self, Committed, Told};
 use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, test};
+use crate::command::{Exit, Failure, Output, handover, remove, test};
 use crate::judge::plan::{Plan, plan};
 use crate::judge::{Verdict, traces};
 use crate::pins::{Answer, Confirmation, NamePins, Pins, What};
@@ -20,7 +20,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::GenerationId;
-use crate::state::{self, Current, LastRefresh, Record, Saved};
+use crate::state::{self, Backend, Current, LastRefresh, Record, Saved};
 use crate::world::{Depth, Kernel, World};
 
 /// Runs `apply`.
@@ -36,8 +36,12 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     if !arguments.dry_run {
         world.files.lock("apply")?;
     }
+    let (backend, before) = (handover::apply::backend(arguments.backend, world.files), state::backend(world.files));
     // A kernel that cannot be used is said before DNS is waited for.
-    world.kernel.generation()?;
+    match backend {
+        Backend::Nftables => drop(world.kernel.generation()?),
+        Backend::Iptables => drop(handover::observe(world.programs)?),
+    }
     let names = enforce::names(&source.policy).len();
     output.detail(&format!("policy `{}` is valid: {names} names, {} DNS servers", source.policy.name, facts.servers.len()));
     let earlier = earlier(&source, world, output);
@@ -52,10 +56,19 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
             help: Some("nothing was changed; mend the rule or the test, or use `--skip-tests`".to_string()),
         });
     }
-    if arguments.dry_run {
-        return dry_run(arguments, &source, &facts, &confirmation.pins, world, output);
+    let applied = match backend {
+        Backend::Iptables => handover::apply::apply(arguments, &source, &facts, confirmation, world, output),
+        Backend::Nftables if arguments.dry_run => return dry_run(arguments, &source, &facts, &confirmation.pins, world, output),
+        Backend::Nftables => {
+            let told = earlier.and_then(|earlier| earlier.told);
+            load(arguments, &source, &facts, told.as_ref(), confirmation, world, output)
+        }
+    }?;
+    if backend != before && !arguments.dry_run {
+        // ORDER: the rules of the other packet filter go when the new ones are held: for a moment a packet has to pass both.
+        remove::take_away(before, world)?;
     }
-    load(arguments, &source, &facts, earlier.and_then(|earlier| earlier.told).as_ref(), confirmation, world, output)
+    Ok(applied)
 }
 
 /// The pins to load: of a file, or confirmed by DNS.
@@ -116,7 +129,8 @@ fn told(saved: &Saved, source: &Source, world: &mut World) -> Option<Told> {
     let last = state::last_refresh(world.files)?;
     let kernel = GenerationId(last.kernel_generation);
     let undisturbed = last.generation == saved.record.generation && last.namespace == world.host.namespace();
-    if !undisturbed || world.kernel.generation().ok()? != kernel {
+    // A generation that iptables holds was never told to nf_tables.
+    if saved.record.backend != Backend::Nftables || !undisturbed || world.kernel.generation().ok()? != kernel {
         return None;
     }
     // The same octets under another name are another policy only to people.
@@ -221,7 +235,7 @@ fn load(
     };
     // ORDER: after the revocation, which is thereby known to have been done. Where it was not, or this run ends before, the next one
     // finds nothing remembered and revokes.
-    if revocation.as_ref().is_none_or(|revocation| revocation.shortfall.is_none())
+    if revoke::is_complete(revocation.as_ref())
         && let Err(failure) = remember(&loaded, &confirmation, world)
     {
         // It only saves the next refresh some work.

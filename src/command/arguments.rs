@@ -247,8 +247,19 @@ pub struct RenderArguments {
 pub enum RenderFormat {
     /// A script for `nft -f`.
     Nft,
+    /// A shell script for ipset, iptables and ip6tables.
+    Iptables,
     /// A JSON object.
     Json,
+}
+
+/// A packet filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// nf_tables, by netlink.
+    Nftables,
+    /// iptables, ip6tables and ipset, by their programs; weaker, for hosts without nf_tables.
+    Iptables,
 }
 
 /// Arguments of `apply`.
@@ -269,6 +280,9 @@ pub struct ApplyArguments {
     /// Apply although policy tests fail.
     #[arg(long)]
     pub skip_tests: bool,
+    /// Which packet filter is to hold the rules [default: the one of the last apply; nftables at first].
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: Option<BackendName>,
     /// Answer with a JSON object.
     #[arg(long)]
     pub json: bool,

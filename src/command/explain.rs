@@ -20,7 +20,7 @@ use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::{Found, lift};
 use crate::ruleset::rule::Action;
 use crate::ruleset::{Ruleset, TABLE_COMMENT};
-use crate::state::{self, Current, Saved};
+use crate::state::{self, Backend, Current, Saved};
 use crate::world::{Depth, World};
 
 /// The most addresses of one answer that are listed.
@@ -62,6 +62,13 @@ pub fn explain(arguments: &ExplainArguments, world: &mut World, output: &mut Out
     let question = ask(&arguments.words, output)?;
     let ground = match (arguments.live, &question.policy) {
         (false, policy) => of_policy(policy.as_deref().unwrap_or(DEFAULT_POLICY), arguments, world, output)?,
+        (true, None) if state::backend(world.files) == Backend::Iptables => {
+            let message = "the rules are held by iptables, and `--live` judges those of nf_tables";
+            return Err(Failure::refused(
+                message,
+                "`egressguard verify` compares what iptables holds; without `--live` the policy is judged",
+            ));
+        }
         (true, None) => of_kernel(arguments, world, output)?,
         (true, Some(policy)) => {
             let message = format!("`--live` asks the kernel, and `{policy}` is a policy");

@@ -5,6 +5,7 @@ pub mod arguments;
 pub mod diff;
 pub mod enforce;
 pub mod explain;
+pub mod handover;
 pub mod offline;
 pub mod refresh;
 pub mod remove;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::base::diagnostic::{Diagnostic, Severity};
 use crate::base::time::Timestamp;
 use crate::command::arguments::{Arguments, CheckArguments, RenderArguments, RenderFormat, ResolveArguments, Shell};
-use crate::command::{Exit, Failure, Output, apply, enforce, source};
+use crate::command::{Exit, Failure, Output, apply, enforce, handover, source};
 use crate::pins::{self, Pins};
 use crate::policy::{self, DnsServer};
 use crate::ruleset::compile::compile;
@@ -103,16 +103,22 @@ pub fn man(directory: Option<&Path>, world: &mut World, output: &mut Output) -> 
 
 /// Runs `render`.
 pub fn render(arguments: &RenderArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
-    let policy = source::load(&arguments.policy.policy, world.documents, output)?.policy;
+    let source = source::load(&arguments.policy.policy, world.documents, output)?;
+    let policy = &source.policy;
     let pins = match &arguments.pins {
         Some(path) => source::pins(path, world.documents)?,
         None => Pins::default(),
     };
-    let ruleset = compile(&policy, &pins, &source::symbolic_facts(&policy), 0);
+    let ruleset = compile(policy, &pins, &source::symbolic_facts(policy), 0);
     // Times are counted from when the pins were resolved, so that the same input always makes the same text.
     let now = pins.names.values().filter_map(|pins| pins.confirmed).max().unwrap_or_default();
     if arguments.json || arguments.format == RenderFormat::Json {
         output.json(&ruleset_json(&ruleset, now))?;
+        return Ok(Exit::Done);
+    }
+    if arguments.format == RenderFormat::Iptables {
+        let script = handover::script(&source, &pins, now, output)?;
+        output.out.write_all(script.as_bytes())?;
         return Ok(Exit::Done);
     }
     if policy.dns.contains(&DnsServer::System) {

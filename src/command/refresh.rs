@@ -11,7 +11,7 @@ use crate::command::arguments::RefreshArguments;
 use crate::command::enforce::{self, Committed, Knowledge, Told};
 use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, apply};
+use crate::command::{Exit, Failure, Output, apply, handover};
 use crate::judge::plan::{Plan, plan};
 use crate::pins::{Confirmation, Pins, What};
 use crate::policy::Policy;
@@ -19,7 +19,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
-use crate::state::{self, Current, LastRefresh, Saved, StateError};
+use crate::state::{self, Backend, Current, LastRefresh, Saved, StateError};
 use crate::world::{Depth, KernelError, World};
 
 /// How often a commit is planned again when somebody else changes the packet filter meanwhile.
@@ -40,6 +40,9 @@ struct Refresh {
 /// Runs `refresh`.
 pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     world.files.lock("refresh")?;
+    if state::backend(world.files) == Backend::Iptables {
+        return handover::refresh::refresh(arguments, world, output);
+    }
     let mut job = find(world, output)?;
     // What the host does not tell now is as it was: a user database that is away must not keep the pins from being confirmed.
     let (facts, missing) = source::facts(&job.policy, world.host).unwrap_or_else(|failure| {
@@ -68,7 +71,7 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
         true => revoke::end(&meant, world.flows, || world.host.remote_session(), output),
         false => None,
     };
-    let is_revoked = revocation.as_ref().is_none_or(|revocation| revocation.shortfall.is_none());
+    let is_revoked = revoke::is_complete(revocation.as_ref());
 
     if !done.committed.plan.is_nothing() || !confirmation.changes.is_empty() {
         // ORDER: after the kernel. A pin that was loaded and not written down is met again by the next answer; one that was written

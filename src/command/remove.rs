@@ -1,13 +1,13 @@
-//! `remove`: takes our table away, and nothing else.
+//! `remove`: takes our rules away, and nothing else.
 
 use std::io::{BufRead, stdin};
 
 use crate::command::arguments::RemoveArguments;
-use crate::command::{Exit, Failure, Output, Style};
+use crate::command::{Exit, Failure, Output, Style, handover};
 use crate::judge::plan::NotOurs;
 use crate::ruleset::TABLE_COMMENT;
 use crate::ruleset::program::Op;
-use crate::state;
+use crate::state::{self, Backend};
 use crate::world::{Depth, KernelError, World};
 
 /// How often it is tried again when somebody else changes the packet filter meanwhile.
@@ -15,30 +15,51 @@ const ATTEMPTS: usize = 8;
 
 /// Runs `remove`.
 pub fn remove(arguments: &RemoveArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
-    let (_, there) = world.kernel.observe(Depth::Rules)?;
-    if there.as_ref().is_some_and(|dump| dump.table.comment != TABLE_COMMENT) {
-        return Err(NotOurs.into());
-    }
-    if there.is_some() && !arguments.yes && !confirmed(output)? {
+    let backend = state::backend(world.files);
+    if is_there(backend, world)? && !arguments.yes && !confirmed(output)? {
         return Err(Failure::wrong("not removed", "say `--yes` to remove the rules without being asked"));
     }
     world.files.lock("remove")?;
     // ORDER: first what a boot would load, then the rules: killed between the two, the host is closed until the next boot.
     state::make_removed(world.files)?;
+    let words = match (take_away(backend, world)?, backend) {
+        (false, _) => "no rules are loaded; none will be at the next boot",
+        (true, Backend::Nftables) => "removed table `inet egressguard`: nothing is filtered by egressguard any more",
+        (true, Backend::Iptables) => "removed the rules from iptables, ip6tables and ipset: nothing is filtered by egressguard any more",
+    };
+    output.say(words)?;
+    Ok(Exit::Done)
+}
+
+/// Whether this packet filter holds anything of ours.
+fn is_there(backend: Backend, world: &mut World) -> Result<bool, Failure> {
+    if backend == Backend::Iptables {
+        return Ok(handover::observe(world.programs)?.is_ours());
+    }
+    let (_, there) = world.kernel.observe(Depth::Rules)?;
+    if there.as_ref().is_some_and(|dump| dump.table.comment != TABLE_COMMENT) {
+        return Err(NotOurs.into());
+    }
+    Ok(there.is_some())
+}
+
+/// Takes our rules away from this packet filter; whether there were any.
+pub fn take_away(backend: Backend, world: &mut World) -> Result<bool, Failure> {
+    if backend == Backend::Iptables {
+        return handover::apply::take_away(world.programs);
+    }
     for _ in 0..ATTEMPTS {
-        let (generation, there) = world.kernel.observe(Depth::Rules)?;
-        let Some(there) = there else {
-            output.say("no rules are loaded; none will be at the next boot")?;
-            return Ok(Exit::Done);
+        let (generation, there) = match world.kernel.observe(Depth::Rules) {
+            // Where there is no nf_tables, there is no table.
+            Err(KernelError::NoNfTables(_)) => return Ok(false),
+            observed => observed?,
         };
+        let Some(there) = there else { return Ok(false) };
         if there.table.comment != TABLE_COMMENT {
             return Err(NotOurs.into());
         }
         match world.kernel.commit(generation, &[Op::DeleteTable]) {
-            Ok(_) => {
-                output.say("removed table `inet egressguard`: nothing is filtered by egressguard any more")?;
-                return Ok(Exit::Done);
-            }
+            Ok(_) => return Ok(true),
             Err(KernelError::Interfered) => {}
             Err(error) => return Err(error.into()),
         }

@@ -1,11 +1,11 @@
 //! `restore`: the last applied policy again, without DNS, early in the boot. What cannot be restored is locked down.
 
-use crate::command::{Exit, Failure, Output, apply, enforce, revoke, source};
+use crate::command::{Exit, Failure, Output, apply, enforce, handover, revoke, source};
 use crate::pins::Pins;
 use crate::policy::Policy;
 use crate::ruleset::compile::{Facts, compile};
-use crate::state::{self, Current, LastRefresh, StateError};
-use crate::world::World;
+use crate::state::{self, Backend, Current, LastRefresh, StateError};
+use crate::world::{KernelError, World};
 
 /// What is loaded.
 struct Restored {
@@ -33,11 +33,18 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
         Err(error) => lockdown(Some(error.to_string()), output)?,
     };
     let now = world.host.now();
-    let mut meant = compile(&restored.policy, &restored.pins, &restored.facts, restored.generation).loadable();
-    let committed = enforce::commit(world.kernel, &mut meant, None, world.host, &mut |_| Ok(()))?;
-    let revocation = match committed.plan.is_nothing() {
-        true => None,
-        false => revoke::end(&meant, world.flows, || world.host.remote_session(), output),
+    let Restored { policy, pins, facts, generation, .. } = &restored;
+    let mut meant = compile(policy, pins, facts, *generation).loadable();
+    let (changed, kernel_generation) = match backend(world) {
+        Backend::Iptables => (handover::apply::restore(policy, facts, &mut meant, world, output)?, 0),
+        Backend::Nftables => {
+            let committed = enforce::commit(world.kernel, &mut meant, None, world.host, &mut |_| Ok(()))?;
+            (!committed.plan.is_nothing(), committed.kernel.0)
+        }
+    };
+    let revocation = match changed {
+        true => revoke::end(&meant, world.flows, || world.host.remote_session(), output),
+        false => None,
     };
     if let Some(why) = revocation.as_ref().and_then(|revocation| revocation.shortfall.as_ref()) {
         // No failure: a boot waits for the rules, and before the network is up nothing is under way. The first refresh revokes.
@@ -46,14 +53,14 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
     let last = LastRefresh {
         at: now.0,
         generation: restored.generation,
-        kernel_generation: committed.kernel.0,
+        kernel_generation,
         // Facts and clocks may be others than the saved ones: the first refresh looks for itself.
         namespace: String::new(),
         problems: Default::default(),
     };
     // Only saves the first refresh some work.
     let _ = state::save_refresh(world.files, &last);
-    let verb = if committed.plan.is_nothing() { "unchanged" } else { "restored" };
+    let verb = if changed { "restored" } else { "unchanged" };
     output.say(&format!("{verb}: policy `{}` (generation {})", restored.policy.name, restored.generation))?;
     apply::describe_revocation(revocation.as_ref(), output)?;
     match restored.complaint {
@@ -61,6 +68,14 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
         Some(complaint) => {
             Err(Failure::refused(complaint, "the host is closed, not open; run `egressguard apply POLICY` to open it again"))
         }
+    }
+}
+
+/// Which packet filter is to hold it. Where there is no nf_tables, iptables is better than nothing, whatever the state says.
+fn backend(world: &mut World) -> Backend {
+    match world.kernel.generation() {
+        Err(KernelError::NoNfTables(_)) => Backend::Iptables,
+        _ => state::backend(world.files),
     }
 }
 

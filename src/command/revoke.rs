@@ -66,6 +66,11 @@ pub fn was_done(generation: u64, world: &World) -> bool {
     state::last_refresh(world.files).is_some_and(is_this)
 }
 
+/// Whether nothing that the rules do not allow is left of this revocation, or of none at all.
+pub fn is_complete(revocation: Option<&Revocation>) -> bool {
+    revocation.is_none_or(|revocation| revocation.shortfall.is_none())
+}
+
 /// Ends what these rules, which the kernel holds now, do not allow. Rules that only observe end nothing and look at nothing. `session` is
 /// asked, which takes a walk through the ancestors of this process, when something is to end.
 pub fn end(ruleset: &Ruleset, flows: &mut dyn Flows, session: impl FnOnce() -> Session, output: &mut Output) -> Option<Revocation> {

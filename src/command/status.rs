@@ -8,14 +8,16 @@ use serde_json::{Value, json};
 use crate::base::net::from_octets;
 use crate::base::time::{Period, Timestamp};
 use crate::command::arguments::StatusArguments;
-use crate::command::{Exit, Failure, Output, enforce, source};
+use crate::command::{Exit, Failure, Output, enforce, handover, source};
 use crate::judge::plan::plan;
-use crate::policy::Mode;
+use crate::pins::Pins;
+use crate::policy::{Mode, Policy};
 use crate::ruleset::compile::compile;
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::{KeyType, TableDump};
 use crate::ruleset::text::write_key;
-use crate::state::{self, Current, Saved};
+use crate::ruleset::{Identity, Ruleset};
+use crate::state::{self, Backend, Current, Saved};
 use crate::world::{Depth, World};
 
 /// A pin as it is shown.
@@ -29,34 +31,53 @@ struct Pin {
     counted: Option<(u64, u64)>,
 }
 
+/// What a packet filter holds of ours.
+struct Held {
+    /// Whose rules these are; `None` when they do not say it.
+    identity: Option<Identity>,
+    /// What is there although it does not say whose it is.
+    nameless: Option<&'static str>,
+    /// Every way in which it is not what was meant.
+    drift: Vec<String>,
+    /// What each address has counted, over all sets.
+    counted: BTreeMap<IpAddr, (u64, u64)>,
+    /// Who is cut off, and for how long.
+    quarantined: Vec<String>,
+}
+
+/// What was saved, as it counts now.
+struct Expected {
+    saved: Saved,
+    policy: Policy,
+    pins: Pins,
+    meant: Ruleset,
+}
+
 /// Runs `status`.
 pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let now = world.host.now();
-    let (_, there) = world.kernel.observe(Depth::Everything)?;
-    let found = there.as_ref().map(|dump| lift(dump, now));
-    let saved = match state::current(world.files)? {
-        Current::Generation(generation) => state::load(world.files, generation)?,
-        Current::Nothing | Current::Removed => None,
+    let expected = expected(world, output)?;
+    let backend = state::backend(world.files);
+    let Held { identity, nameless, drift, counted, quarantined } = match backend {
+        Backend::Nftables => by_nftables(expected.as_ref(), now, world)?,
+        Backend::Iptables => by_iptables(expected.as_ref(), now, world)?,
     };
     let last = state::last_refresh(world.files);
-    let (drift, pins, every) = match &saved {
-        Some(saved) => judged(saved, there.as_ref(), now, world, output)?,
-        None => (Vec::new(), Vec::new(), None),
-    };
-    let quarantined = there.as_ref().map(quarantined).unwrap_or_default();
-    let unresolved: Vec<String> =
-        saved.as_ref().map_or_else(Vec::new, |saved| saved.pins.unresolved(now).map(ToString::to_string).collect());
-    let identity = found.as_ref().and_then(|found| found.identity.clone());
+    let saved = expected.as_ref().map(|expected| &expected.saved);
+    let pins = expected.as_ref().map(|expected| shown(&expected.pins, &counted, now)).unwrap_or_default();
+    let every = expected.as_ref().map(|expected| expected.policy.refresh.every);
+    let unresolved: Vec<String> = saved.map_or_else(Vec::new, |saved| saved.pins.unresolved(now).map(ToString::to_string).collect());
     let next = last.as_ref().zip(every).map(|(last, every)| Timestamp(last.at).plus(every));
     let mode = identity.as_ref().map(|identity| if identity.mode == Mode::Observe { "observe" } else { "enforce" });
     let healthy = identity.is_some() && drift.is_empty();
     if arguments.json {
         output.json(&json!({
             "schema": "egressguard.status/1",
+            "backend": backend,
             "active": identity.is_some(),
             "policy": identity.as_ref().map(|identity| json!({"name": identity.policy.as_str(), "sha256": identity.sha256})),
             "generation": identity.as_ref().map(|identity| identity.generation),
-            "applied_at": saved.as_ref().map(|saved| saved.record.applied().to_string()),
+            "applied_at": saved.map(|saved| saved.record.applied().to_string()),
             "mode": mode,
             "pins": pins.iter().map(pin_json).collect::<Vec<_>>(),
             "unresolved": unresolved,
@@ -68,15 +89,18 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
         }))?;
         return Ok(if healthy { Exit::Done } else { Exit::No });
     }
-    match (&identity, &there) {
+    match (&identity, nameless) {
         (Some(identity), _) => {
             output.say(&format!("policy      {} (generation {}, {})", identity.policy, identity.generation, mode.unwrap_or("unknown")))?;
             output.say(&format!("sha256      {}", identity.sha256))?;
         }
-        (None, Some(_)) => output.say("policy      unknown: there is a table `inet egressguard` that does not say whose it is")?,
+        (None, Some(what)) => output.say(&format!("policy      unknown: there is {what} that does not say whose it is"))?,
         (None, None) => output.say("policy      none: no rules are loaded, nothing is filtered by egressguard")?,
     }
-    if let Some(saved) = &saved {
+    if backend == Backend::Iptables {
+        output.say("backend     iptables, ip6tables and ipset")?;
+    }
+    if let Some(saved) = saved {
         output.say(&format!("applied     {} from {}", saved.record.applied(), saved.record.file))?;
     }
     if let Some(last) = &last {
@@ -93,23 +117,50 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
     Ok(if healthy { Exit::Done } else { Exit::No })
 }
 
-type Judged = (Vec<String>, Vec<Pin>, Option<Period>);
-
-/// Drift, pins and the time between refreshes of what was saved.
-fn judged(saved: &Saved, there: Option<&TableDump>, now: Timestamp, world: &World, output: &mut Output) -> Result<Judged, Failure> {
-    let style = output.style;
-    let source = source::parse(&saved.record.file, saved.policy.clone(), &mut Output { style, ..output.quiet() })?;
-    let earlier = enforce::earlier_pins(saved, &source.policy, world.host);
-    let meant = compile(&source.policy, &earlier, &saved.record.facts(), saved.record.generation).loadable();
-    let drift = match plan(there, &meant, now) {
-        Ok(change) => change.differences(),
-        Err(not_ours) => vec![not_ours.to_string()],
+/// What was saved, and what the packet filter should hold of it.
+fn expected(world: &World, output: &mut Output) -> Result<Option<Expected>, Failure> {
+    let saved = match state::current(world.files)? {
+        Current::Generation(generation) => state::load(world.files, generation)?,
+        Current::Nothing | Current::Removed => None,
     };
-    let counted = counters(there);
-    let mut pins = Vec::new();
-    for (name, of_name) in &earlier.names {
+    let Some(saved) = saved else { return Ok(None) };
+    let style = output.style;
+    let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut Output { style, ..output.quiet() })?.policy;
+    let pins = enforce::earlier_pins(&saved, &policy, world.host);
+    let meant = compile(&policy, &pins, &saved.record.facts(), saved.record.generation).loadable();
+    Ok(Some(Expected { saved, policy, pins, meant }))
+}
+
+fn by_nftables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -> Result<Held, Failure> {
+    let (_, there) = world.kernel.observe(Depth::Everything)?;
+    let drift = match expected.map(|expected| plan(there.as_ref(), &expected.meant, now)) {
+        None => Vec::new(),
+        Some(Ok(change)) => change.differences(),
+        Some(Err(not_ours)) => vec![not_ours.to_string()],
+    };
+    Ok(Held {
+        identity: there.as_ref().and_then(|dump| lift(dump, now).identity),
+        nameless: there.as_ref().map(|_| "a table `inet egressguard`"),
+        drift,
+        counted: counters(there.as_ref()),
+        quarantined: there.as_ref().map(quarantined).unwrap_or_default(),
+    })
+}
+
+/// Who is cut off is known to the module `recent`, which is asked through a file and not here.
+fn by_iptables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -> Result<Held, Failure> {
+    let there = handover::observe(world.programs)?;
+    let different = |expected: &Expected| handover::different(&there, &expected.meant, &expected.saved.record.facts(), now);
+    let drift = expected.map(different).unwrap_or_default();
+    let nameless = there.is_ours().then_some("something in iptables or ipset");
+    Ok(Held { identity: there.identity(), nameless, drift, counted: there.counted(), quarantined: Vec::new() })
+}
+
+fn shown(pins: &Pins, counted: &BTreeMap<IpAddr, (u64, u64)>, now: Timestamp) -> Vec<Pin> {
+    let mut shown = Vec::new();
+    for (name, of_name) in &pins.names {
         for (address, lease) in &of_name.leases {
-            pins.push(Pin {
+            shown.push(Pin {
                 name: name.to_string(),
                 address: *address,
                 draining: of_name.state(lease, now) != crate::pins::LeaseState::Live,
@@ -119,7 +170,7 @@ fn judged(saved: &Saved, there: Option<&TableDump>, now: Timestamp, world: &Worl
             });
         }
     }
-    Ok((drift, pins, Some(source.policy.refresh.every)))
+    shown
 }
 
 /// What each address has counted, over all sets.

@@ -3,12 +3,13 @@
 use serde_json::{Value, json};
 
 use crate::command::arguments::VerifyArguments;
-use crate::command::{Exit, Failure, Output, enforce, source};
+use crate::command::{Exit, Failure, Output, enforce, handover, source};
 use crate::judge::drift::{Difference, drift};
 use crate::judge::surroundings::{Finding, NEVER_SEEN, Weight, findings};
 use crate::policy::Policy;
-use crate::state::{self, Current};
-use crate::world::{Depth, World};
+use crate::ruleset::surroundings::Surroundings;
+use crate::state::{self, Backend, Current};
+use crate::world::{Depth, KernelError, World};
 
 /// The most differences of one kind that are listed for people.
 const LISTED: usize = 20;
@@ -20,7 +21,12 @@ pub fn verify(arguments: &VerifyArguments, world: &mut World, output: &mut Outpu
     let saved = state::load(world.files, generation)?.ok_or_else(nothing)?;
     let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
     let meant = enforce::earlier_rules(&saved, &policy, world.host);
+    let backend = saved.record.backend;
     let mut look = || -> Result<Vec<Difference>, Failure> {
+        if backend == Backend::Iptables {
+            let words = handover::differences(&meant, &saved.record.facts(), world.host.now(), world.programs)?;
+            return Ok(words.into_iter().map(|words| Difference { what: "iptables", rule: None, line: None, words }).collect());
+        }
         let (_, there) = world.kernel.observe(Depth::Pins)?;
         // ORDER: the clock after the kernel, whose answer says how long elements have left now.
         Ok(drift(there.as_ref(), &meant, &policy, world.host.now()))
@@ -30,7 +36,10 @@ pub fn verify(arguments: &VerifyArguments, world: &mut World, output: &mut Outpu
         // The kernel removes elements whose time is over whenever it likes, and one that goes while a large set is dumped hides another.
         differences = look()?;
     }
-    let around = world.kernel.surroundings()?;
+    let around = match world.kernel.surroundings() {
+        Err(KernelError::NoNfTables(_)) if backend == Backend::Iptables => Surroundings::default(),
+        around => around?,
+    };
     let findings = findings(&around, &policy);
     let defeated = findings.iter().any(|finding| finding.weight == Weight::Defeats);
     if arguments.json {

@@ -5,5 +5,6 @@ mod git;
 pub mod host;
 pub mod netlink;
 mod owner;
+pub mod programs;
 pub mod resolv_conf;
 pub mod resolver;

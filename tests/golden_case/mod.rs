@@ -17,6 +17,8 @@ use egressguard::ruleset::compile::{Facts, compile};
 pub struct GoldenCase {
     /// Its directory.
     pub path: PathBuf,
+    /// Its policy, as it is written.
+    pub text: String,
     /// Its policy.
     pub policy: Policy,
     /// Its pins.
@@ -54,7 +56,7 @@ impl GoldenCase {
         let packets = said("packets").unwrap_or_default();
         let packets = packets.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
         let packets = packets.map(|line| line.parse().unwrap_or_else(|why| panic!("{path:?}: `{line}`: {why:?}"))).collect();
-        GoldenCase { path, policy, pins, facts, packets }
+        GoldenCase { path, text, policy, pins, facts, packets }
     }
 
     /// Its rules.

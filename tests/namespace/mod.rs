@@ -1,6 +1,8 @@
 //! A fresh network namespace for a test, and the promise never to touch the one the tests were started in.
 #![allow(dead_code)]
 
+pub mod behind;
+pub mod iptables;
 pub mod load;
 pub mod pair;
 

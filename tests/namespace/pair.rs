@@ -47,7 +47,8 @@ impl Pair {
         pair
     }
 
-    fn prepare(&self) {
+    /// Makes this thread's namespace one in which nothing is slow to come.
+    pub fn prepare(&self) {
         // Addresses are usable at once, and no error message is held back.
         let options = [
             ("ipv6/conf/all/accept_dad", "0"),

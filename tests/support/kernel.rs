@@ -37,5 +37,8 @@ pub fn ruleset_generation() -> io::Result<u32> {
 pub fn cgroup_v2() -> Option<std::path::PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    Some(fields.find(|fields| fields.get(2) == Some(&"cgroup2"))?.get(1)?.into())
+    let place = fields.find(|fields| fields.get(2) == Some(&"cgroup2"))?.get(1)?.to_string();
+    // The permissions of its directory say nothing to root: only making a group tells.
+    let attempt = std::path::Path::new(&place).join(format!("eg-attempt-{}", std::process::id()));
+    std::fs::create_dir(&attempt).and_then(|()| std::fs::remove_dir(&attempt)).ok().map(|()| place.into())
 }

@@ -1,4 +1,5 @@
-//! One try of a program in a pair of namespaces, and whether it meets what the trace says. Shared by the tests of verdicts.
+//! Attempts of real programs, and whether they meet what the trace says of their first packet. Which packet filter judges them is the
+//! caller's business.
 #![allow(dead_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +9,6 @@ use std::time::Duration;
 
 use egressguard::base::net::{Family, from_octets};
 use egressguard::base::packet::Direction;
-use egressguard::base::time::Timestamp;
 use egressguard::judge::packet::Payload;
 use egressguard::judge::{Packet, Refusal, Trace, Verdict, judge};
 use egressguard::ruleset::Ruleset;
@@ -22,7 +22,7 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use crate::namespace::load::load;
+use crate::namespace::behind::{BEHIND, Behind};
 use crate::namespace::pair::{HOST, Pair};
 
 /// How long a packet is waited for that the trace says is dropped without a word.
@@ -64,6 +64,7 @@ impl Attempt {
         let host = HOST[usize::from(self.peer.is_ipv6())].parse().unwrap();
         let (source, destination) = match self.direction {
             Direction::In => (self.peer, host),
+            Direction::Forward => (BEHIND[usize::from(self.peer.is_ipv6())].parse().unwrap(), self.peer),
             _ => (host, self.peer),
         };
         let payload = match self.transport {
@@ -78,13 +79,17 @@ impl Attempt {
     }
 
     /// Makes it for real.
-    pub fn make(&self, arena: &Arena, patience: Duration) -> Seen {
+    fn make(&self, arena: &Arena, patience: Duration) -> Seen {
         match self.direction {
             Direction::In => arena.pair.in_world(|| {
                 let host: IpAddr = HOST[usize::from(self.peer.is_ipv6())].parse().unwrap();
                 self.send(Some(self.peer), SocketAddr::new(host, self.port), &arena.host, patience)
             }),
-            _ => {
+            Direction::Forward => arena
+                .behind
+                .expect("a machine behind the host")
+                .inside(|| self.send(None, SocketAddr::new(self.peer, self.port), &arena.world, patience)),
+            Direction::Out => {
                 let seen =
                     as_user(self.user, self.group, || self.send(None, SocketAddr::new(self.peer, self.port), &arena.world, patience));
                 assert!(setfsuid(Uid::from_raw(u32::MAX)).is_root(), "still somebody else");
@@ -106,7 +111,7 @@ impl Attempt {
 }
 
 /// Runs `body` with sockets that belong to this user and group; only this thread changes.
-fn as_user<T>(user: u32, group: u32, body: impl FnOnce() -> T) -> T {
+pub fn as_user<T>(user: u32, group: u32, body: impl FnOnce() -> T) -> T {
     setfsgid(Gid::from_raw(group));
     setfsuid(Uid::from_raw(user));
     let result = body();
@@ -140,11 +145,12 @@ fn udp(from: Option<IpAddr>, to: SocketAddr, listener: &UdpSocket, patience: Dur
     let any = if to.is_ipv4() { Family::V4.unspecified() } else { Family::V6.unspecified() };
     let socket = UdpSocket::bind(SocketAddr::new(from.unwrap_or(any), 0)).unwrap();
     socket.connect(to).unwrap();
-    let said = socket.send(b"egressguard?");
-    let mut buffer = [0; 64];
-    if said.is_ok() {
-        listener.set_read_timeout(Some(patience)).unwrap();
-        if listener.recv(&mut buffer).is_ok() {
+    if socket.send(b"egressguard?").is_ok() {
+        // Whichever comes first: the datagram there, or an error message here.
+        let mut polled = [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(socket.as_fd(), PollFlags::empty())];
+        let _ = poll(&mut polled, PollTimeout::try_from(patience).unwrap());
+        if polled[0].any() == Some(true) {
+            listener.recv(&mut [0; 64]).unwrap();
             return Seen::Arrived;
         }
     }
@@ -185,15 +191,16 @@ impl Listeners {
 
 /// The host with its rules, and everybody else.
 pub struct Arena<'a> {
-    pub pair: &'a Pair,
+    pair: &'a Pair,
+    behind: Option<&'a Behind>,
     pub host: Listeners,
     pub world: Listeners,
 }
 
 impl Arena<'_> {
-    pub fn new<'a>(pair: &'a Pair, ruleset: &Ruleset, now: Timestamp, ports: &BTreeSet<u16>) -> Arena<'a> {
-        load(ruleset, now);
-        Arena { pair, host: Listeners::at(ports), world: pair.in_world(|| Listeners::at(ports)) }
+    /// The rules are loaded already; programs listen at these ports.
+    pub fn new<'a>(pair: &'a Pair, behind: Option<&'a Behind>, ports: &BTreeSet<u16>) -> Arena<'a> {
+        Arena { pair, behind, host: Listeners::at(ports), world: pair.in_world(|| Listeners::at(ports)) }
     }
 
     /// Makes the attempt and compares what is seen with what the trace says.
@@ -203,9 +210,17 @@ impl Arena<'_> {
 
     /// Makes the attempt and compares what is seen with this trace.
     pub fn meets(&self, trace: &Trace, attempt: &Attempt) -> Verdict {
-        let patience = if trace.verdict == (Verdict::Deny { how: Refusal::Drop }) { SILENCE } else { ANSWER };
+        let patience = match trace.verdict {
+            Verdict::Deny { how: Refusal::Drop } => SILENCE,
+            Verdict::Deny { how: Refusal::Reset } if attempt.direction == Direction::Forward => SILENCE,
+            _ => ANSWER,
+        };
         let seen = attempt.make(self, patience);
         let expected: &[Seen] = match trace.verdict {
+            // The host's own chain `output` is asked about the reset, and does not let it go.
+            Verdict::Deny { how: Refusal::Reset } if attempt.direction == Direction::Forward => {
+                &[Seen::Error(Errno::ECONNREFUSED), Seen::Silence]
+            }
             Verdict::Allow => &[Seen::Arrived],
             Verdict::Deny { how: Refusal::Drop } => &[Seen::Silence],
             Verdict::Deny { how: Refusal::Reset } => &[Seen::Error(Errno::ECONNREFUSED)],
@@ -223,10 +238,10 @@ pub fn told(trace: &Trace) -> String {
 
 /// What attempts on these rules are made of: whatever the rules name, and as much that they do not.
 pub struct Material {
-    pub peers: Vec<IpAddr>,
-    pub ports: Vec<u16>,
-    pub users: Vec<u32>,
-    pub groups: Vec<u32>,
+    peers: Vec<IpAddr>,
+    ports: Vec<u16>,
+    users: Vec<u32>,
+    groups: Vec<u32>,
 }
 
 impl Material {
@@ -262,9 +277,10 @@ impl Material {
         }
     }
 
-    pub fn attempts(&self, count: usize) -> impl Strategy<Value = Vec<Attempt>> {
+    /// So many attempts, in directions as often as they are named.
+    pub fn attempts(&self, count: usize, directions: &[Direction]) -> impl Strategy<Value = Vec<Attempt>> {
         let parts = (
-            select(vec![Direction::Out, Direction::Out, Direction::In]),
+            select(directions.to_vec()),
             select(vec![Transport::Tcp, Transport::Tcp, Transport::Udp]),
             select(self.peers.clone()),
             select(self.ports.clone()),
@@ -313,4 +329,9 @@ pub fn is_ordinary(address: &IpAddr) -> bool {
             IpAddr::V4(v4) => !matches!(v4.octets(), [0 | 127 | 240.., ..] | [169, 254, ..] | [10, 99, ..]),
             IpAddr::V6(v6) => matches!(v6.octets(), [0x20..=0x3f, ..]),
         }
+}
+
+/// Whether a TCP connection from this thread's namespace is answered soon.
+pub fn reaches(to: SocketAddr) -> bool {
+    tcp(None, to, SILENCE).is_ok()
 }
