@@ -113,6 +113,9 @@ pub struct LastRefresh {
     pub kernel_generation: u32,
     /// In which boot and network namespace.
     pub namespace: String,
+    /// For how many seconds of the boot the machine had been asleep.
+    #[serde(default)]
+    pub slept: u64,
     /// What went wrong, name by name, in words.
     pub problems: BTreeMap<String, String>,
 }
@@ -183,9 +186,14 @@ impl Record {
         Anchor { boot_id, boottime, wall: Timestamp(wall) }
     }
 
-    /// What the host knew.
-    pub fn facts(&self) -> Facts {
-        self.facts.facts()
+    /// What the host knew, as far as it still counts at `now`: in another boot a control group has another number, and the old one may
+    /// be that of somebody else.
+    pub fn facts(&self, now: &Anchor) -> Facts {
+        let mut facts = self.facts.facts();
+        if !self.clock().is_of_the_same_boot(now) {
+            facts.units.clear();
+        }
+        facts
     }
 
     /// When it was applied.
@@ -277,7 +285,14 @@ pub fn prepare_current(files: &mut dyn Files, generation: u64) -> Result<(), Sta
 pub fn make_current(files: &mut dyn Files, generation: u64) -> Result<(), StateError> {
     let previous = current(files).unwrap_or(Current::Nothing);
     files.publish(CURRENT)?;
-    let keep = |number: u64| number == generation || previous == Current::Generation(number);
+    // Named again, it is the same generation with more pins; the one before it is still the one before.
+    let below =
+        || files.list().unwrap_or_default().iter().filter_map(|name| generation_of(name)).filter(|number| *number < generation).max();
+    let before = match previous {
+        Current::Generation(number) if number != generation => Some(number),
+        _ => below(),
+    };
+    let keep = |number: u64| number == generation || before == Some(number);
     // What cannot be removed is never referred to, and the next apply tries again.
     for name in files.list().unwrap_or_default().iter().filter(|name| generation_of(name).is_some_and(|number| !keep(number))) {
         let _ = files.remove(name);

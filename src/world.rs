@@ -209,6 +209,9 @@ pub trait Host {
     /// ([`crate::pins::rebase`]).
     fn clock(&self) -> Anchor;
 
+    /// For how many seconds of this boot the machine was asleep.
+    fn slept(&self) -> u64;
+
     /// Something that tells this network namespace from every other one of this boot.
     fn namespace(&self) -> String;
 

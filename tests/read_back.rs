@@ -2,13 +2,13 @@
 //! lost. The kernel is the simulated one, and it lies where a test wants it to.
 
 use egressguard::base::time::Timestamp;
-use egressguard::command::enforce::{Committed, commit};
+use egressguard::command::enforce::{Committed, all_as, commit};
 use egressguard::command::{Exit, Failure};
 use egressguard::pins::{self, Pins};
 use egressguard::policy;
 use egressguard::ruleset::Ruleset;
 use egressguard::ruleset::compile::{Facts, compile};
-use egressguard::ruleset::program::{Expr, GenerationId, Op, Register, TableDump};
+use egressguard::ruleset::program::{Element, Expr, GenerationId, Op, Register, TableDump};
 use egressguard::ruleset::surroundings::Surroundings;
 use egressguard::simulated::{Moment, Simulated};
 use egressguard::system::host::LocalHost;
@@ -66,7 +66,7 @@ fn load(kernel: &mut dyn Kernel, text: &str, number: u64) -> Result<Committed, F
         ruleset.number(number);
         Ok(())
     };
-    commit(kernel, &mut meant(text), None, &LocalHost::new(), renumber)
+    commit(kernel, &mut meant(text), None, &LocalHost::new(), &mut all_as(renumber))
 }
 
 fn loaded(text: &str) -> Simulated {
@@ -143,6 +143,24 @@ fn an_expression_that_is_not_meant_or_not_understood_makes_the_comparison_fail()
         }
         assert_eq!(seen(&mut kernel), before);
     }
+}
+
+#[test]
+fn going_back_lets_nobody_go_who_is_cut_off() {
+    let cutting = OLD.replace("version: 1\n", "version: 1\nviolations: {quarantine: {after: 20, within: 1m, for: 1h}}\n");
+    let mut kernel = loaded(&cutting);
+    let held = |kernel: &mut Simulated| seen(kernel).expect("rules").sets["quarantined_users"].clone();
+    let cut_off = Element { timeout_ms: Some(3_600_000), ..Element::default() };
+    let generation = kernel.generation().unwrap();
+    let set = held(&mut kernel).0;
+    let elements = [(1000u32.to_ne_bytes().to_vec(), cut_off)].into();
+    kernel.commit(generation, &[Op::AddElements { set, elements }]).expect("it is added");
+    let before = seen(&mut kernel);
+    let lie = |ops: &[Op]| ops.iter().filter(|op| !matches!(op, Op::AddRule { chain, .. } if chain == "input")).cloned().collect();
+    let failure = load(&mut Liar { truthful: &mut kernel, lie: Some(&lie) }, NEW, 2).expect_err("rules are missing");
+    assert!(failure.help.as_deref().unwrap_or_default().contains("the rules from before were loaded again"), "{failure:?}");
+    assert_eq!(held(&mut kernel).1.len(), 1, "user 1000 is cut off still");
+    assert_eq!(seen(&mut kernel), before);
 }
 
 #[test]

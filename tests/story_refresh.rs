@@ -141,12 +141,60 @@ fn a_deleted_pin_and_a_deleted_table_are_put_back() {
     world.egressguard(DEFAULT).exits(0);
     world.nft(&["delete", "element", "inet", "egressguard", "tcp_443_v4", &format!("{{ {API_V4} }}")]).exits(0);
     is_refused(world.tls(API_V4));
-    world.egressguard(&["refresh"]).exits(0);
+    world.egressguard(&["refresh"]).exits(1).says(&["drift: ", API_V4, "is missing"]);
     passes(world.tls(API_V4));
+    world.egressguard(&["refresh"]).exits(0);
+    // One that somebody slipped in is no rule either, and goes without being asked for; but not without a word.
+    world.nft(&["add", "element", "inet", "egressguard", "tcp_443_v4", &format!("{{ {STRANGER_V4} }}")]).exits(0);
+    passes(world.tcp(STRANGER_V4, 443));
+    world.egressguard(&["refresh", "--json"]).exits(1).says(&[STRANGER_V4, "\"repaired\": true"]);
+    is_refused(world.tcp(STRANGER_V4, 443));
     world.nft(&["delete", "table", "inet", "egressguard"]).exits(0);
     world.egressguard(&["refresh", "--repair"]).exits(0);
     is_refused(world.tcp(STRANGER_V4, 443));
     passes(world.tls(API_V4));
+}
+
+#[test]
+fn an_older_generation_that_somebody_loads_is_drift_and_never_adopted() {
+    let Some(world) = World::new() else { return };
+    let policy = |address: &str| world.policy(&format!("version: 1\noutbound:\n  - {{to: {address}, port: 4444}}\n"));
+    world.egressguard(&["apply", &policy(STRANGER_V4)]).exits(0);
+    let before = world.nft(&["list", "table", "inet", "egressguard"]).exits(0).stdout;
+    world.egressguard(&["apply", &policy(API_V4)]).exits(0);
+    let again = world.state().with_file_name("again.nft");
+    std::fs::write(&again, format!("delete table inet egressguard\n{before}")).unwrap();
+    world.nft(&["-f", &again.display().to_string()]).exits(0);
+    passes(world.tcp(STRANGER_V4, 4444));
+    world.egressguard(&["refresh"]).exits(1).says(&["drift"]);
+    world.egressguard(&["refresh", "--repair"]).exits(0);
+    is_refused(world.tcp(STRANGER_V4, 4444));
+    world.egressguard(&["status"]).exits(0).says(&["generation 2"]);
+    // After `remove` nothing is adopted at all.
+    world.egressguard(&["remove", "--yes"]).exits(0);
+    std::fs::write(&again, before).unwrap();
+    world.nft(&["-f", &again.display().to_string()]).exits(0);
+    world.egressguard(&["refresh", "--repair"]).exits(3).says(&["no policy is applied here"]);
+}
+
+#[test]
+fn who_locks_down_in_a_hurry_waits_for_nobody_who_waits_for_dns() {
+    let Some(world) = World::new() else { return };
+    let policy = world.policy(&format!("version: 1\noutbound:\n  - to: {API}\ndns: {{servers: [{SILENCE_V4}]}}\n"));
+    let pins = world.state().with_file_name("pins").display().to_string();
+    world.egressguard(&["resolve", "builtin:openai", "-o", &pins]).exits(0);
+    world.egressguard(&["apply", &policy, "--pins", &pins]).exits(0);
+    std::thread::scope(|scope| {
+        let refresh = scope.spawn(|| world.egressguard(&["refresh"]));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let begun = std::time::Instant::now();
+        world.egressguard(&["apply", "builtin:lockdown"]).exits(0);
+        assert!(!refresh.is_finished(), "the refresh was not waiting for DNS, {:?}", begun.elapsed());
+        let refreshed = refresh.join().unwrap();
+        assert!(refreshed.code <= 1, "{}", refreshed.words());
+    });
+    is_refused(world.tls(API_V4));
+    world.egressguard(&["status"]).exits(0).says(&["lockdown"]);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! `apply`: from a policy to the kernel, in one transaction.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
+use crate::base::name::DnsName;
 use crate::base::net::{IpNet, Protocol};
 use crate::base::packet::{Direction, Owner, PacketSpec, Peer, State};
 use crate::base::time::Timestamp;
@@ -20,7 +22,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::GenerationId;
-use crate::state::{self, Backend, Current, LastRefresh, Record, Saved};
+use crate::state::{self, Backend, Current, Record, Saved};
 use crate::world::{Depth, Kernel, World};
 
 /// Runs `apply`.
@@ -33,19 +35,22 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     if !arguments.force {
         refuse_lockout(&source.policy, &facts, world.host.remote_session())?;
     }
-    if !arguments.dry_run {
-        world.files.lock("apply")?;
-    }
-    let (backend, before) = (handover::apply::backend(arguments.backend, world.files), state::backend(world.files));
     // A kernel that cannot be used is said before DNS is waited for.
-    match backend {
+    match handover::apply::backend(arguments.backend, world.files) {
         Backend::Nftables => drop(world.kernel.generation()?),
         Backend::Iptables => drop(handover::observe(world.programs)?),
     }
     let names = enforce::names(&source.policy).len();
     output.detail(&format!("policy `{}` is valid: {names} names, {} DNS servers", source.policy.name, facts.servers.len()));
+    let answers = answers(arguments, &source, &facts, world, output)?;
+    if !arguments.dry_run {
+        // ORDER: after DNS was waited for. Who has nothing to ask, as whoever locks down in a hurry, is not kept waiting by who has.
+        world.files.lock("apply")?;
+    }
+    let (backend, before) = (handover::apply::backend(arguments.backend, world.files), state::backend(world.files));
     let earlier = earlier(&source, world, output);
-    let confirmation = addresses(arguments, &source, &facts, earlier.as_ref(), world, output)?;
+    let pins = earlier.as_ref().map(|earlier| enforce::earlier_pins(&earlier.saved, &source.policy, world.host)).unwrap_or_default();
+    let confirmation = enforce::confirm(&source.policy, &pins, &answers, world.host.now());
     source::warn_of_shared(&source, &arguments.policy.policy, &confirmation.pins, output)?;
     if arguments.skip_tests {
         output.warn(&format!("{} policy tests are skipped", source.policy.tests.len()));
@@ -71,24 +76,17 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     Ok(applied)
 }
 
-/// The pins to load: of a file, or confirmed by DNS.
-fn addresses(
+/// What is said of the names: by a file, or by DNS.
+fn answers(
     arguments: &ApplyArguments,
     source: &Source,
     facts: &Facts,
-    earlier: Option<&Earlier>,
     world: &mut World,
     output: &mut Output,
-) -> Result<Confirmation, Failure> {
-    let policy = &source.policy;
-    let now = world.host.now();
-    let earlier = earlier.map(|earlier| enforce::earlier_pins(&earlier.saved, policy, world.host)).unwrap_or_default();
-    if let Some(path) = &arguments.pins {
-        let answers = source::pins(path, world.documents)?.names.into_iter().map(|(name, pins)| (name, answer_of(pins)));
-        let answers = enforce::names(policy).into_iter().map(|name| (name, unlisted(path))).chain(answers).collect();
-        return Ok(enforce::confirm(policy, &earlier, &answers, now));
-    }
-    Ok(enforce::resolve(policy, facts, &earlier, world.resolver, now, output))
+) -> Result<BTreeMap<DnsName, Answer>, Failure> {
+    let Some(path) = &arguments.pins else { return Ok(enforce::ask(&source.policy, facts, world.resolver, output)) };
+    let answers = source::pins(path, world.documents)?.names.into_iter().map(|(name, pins)| (name, answer_of(pins)));
+    Ok(enforce::names(&source.policy).into_iter().map(|name| (name, unlisted(path))).chain(answers).collect())
 }
 
 /// A pins file stands in for DNS: what it lists is what was answered.
@@ -126,11 +124,10 @@ fn earlier(source: &Source, world: &mut World, output: &mut Output) -> Option<Ea
 
 /// What the kernel was told of a generation; nothing when it is not sure that it still holds that.
 fn told(saved: &Saved, source: &Source, world: &mut World) -> Option<Told> {
-    let last = state::last_refresh(world.files)?;
+    let last = enforce::last_run(world.files, world.host).filter(|last| last.generation == saved.record.generation)?;
     let kernel = GenerationId(last.kernel_generation);
-    let undisturbed = last.generation == saved.record.generation && last.namespace == world.host.namespace();
     // A generation that iptables holds was never told to nf_tables.
-    if saved.record.backend != Backend::Nftables || !undisturbed || world.kernel.generation().ok()? != kernel {
+    if saved.record.backend != Backend::Nftables || world.kernel.generation().ok()? != kernel {
         return None;
     }
     // The same octets under another name are another policy only to people.
@@ -221,7 +218,7 @@ fn load(
     let blocked = !unresolved(&confirmation.pins).is_empty();
     if blocked && arguments.pins.is_none() && loaded.committed.plan.touches_rules() {
         // The rules from before may have refused the questions that the new policy asks.
-        confirmation = enforce::resolve(policy, facts, &confirmation.pins, world.resolver, world.host.now(), output);
+        confirmation = enforce::resolve(policy, facts, &confirmation.pins, world.resolver, world.host, output);
         if confirmation.changes.iter().any(|change| change.what == What::Added) {
             let again = commit(source, facts, None, &confirmation, Generation::Same(loaded.generation), world)?;
             loaded.committed.kernel = again.committed.kernel;
@@ -280,7 +277,7 @@ fn commit(
     let clock = world.host.clock();
     let mut saved = None;
     let files = &mut *world.files;
-    let committed = enforce::commit(world.kernel, &mut meant, told, world.host, &mut |ruleset: &mut Ruleset| {
+    let number = &mut |ruleset: &mut Ruleset| {
         if generation == Generation::New {
             ruleset.number(state::highest(files)?.max(ruleset.identity.generation) + 1);
         }
@@ -290,7 +287,8 @@ fn commit(
         saved = Some(ruleset.identity.generation);
         state::save(files, &Saved { policy: source.content.clone(), pins: confirmation.pins.clone(), record })?;
         Ok(state::prepare_current(files, ruleset.identity.generation)?)
-    });
+    };
+    let committed = enforce::commit(world.kernel, &mut meant, told, world.host, &mut enforce::all_as(number));
     match (committed, saved) {
         (Ok(committed), Some(saved)) => {
             state::make_current(world.files, saved).map_err(|error| {
@@ -322,13 +320,7 @@ fn may_hold(kernel: &mut dyn Kernel, generation: u64, now: Timestamp) -> bool {
 
 /// Remembers which kernel generation holds these rules.
 fn remember(loaded: &Loaded, confirmation: &Confirmation, world: &mut World) -> Result<(), Failure> {
-    let last = LastRefresh {
-        at: world.host.now().0,
-        generation: loaded.generation,
-        kernel_generation: loaded.committed.kernel.0,
-        namespace: world.host.namespace(),
-        problems: enforce::problems(confirmation).into_iter().map(|(name, words)| (name.to_string(), words)).collect(),
-    };
+    let last = enforce::note(loaded.generation, loaded.committed.kernel, true, enforce::problems(confirmation), world.host);
     Ok(state::save_refresh(world.files, &last)?)
 }
 

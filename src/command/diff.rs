@@ -202,7 +202,7 @@ fn applied(found: &Found, world: &World, output: &mut Output) -> Result<Option<(
     };
     let Ok(parsed) = policy::parse_bytes(&saved.policy, &saved.record.file) else { return Ok(None) };
     let pins = enforce::earlier_pins(&saved, &parsed.policy, world.host);
-    Ok(Some((parsed.policy, pins, saved.record.facts())))
+    Ok(Some((parsed.policy, pins, saved.record.facts(&world.host.clock()))))
 }
 
 /// The users and groups of these policies that this host knows. Who cannot be asked for is not known.

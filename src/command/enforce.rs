@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
 use crate::command::{Failure, Output};
-use crate::judge::plan::{Plan, imagine, plan};
+use crate::judge::plan::{Plan, back_to, imagine, plan};
 use crate::pins::{self, Answer, Confirmation, LeaseRules, Outcome, Pins, SpecialAnswers, What};
 use crate::policy::{DnsServer, Policy, PrivateAnswers, Target};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::program::{GenerationId, TableDump};
-use crate::state::Saved;
-use crate::world::{Depth, Host, Kernel, KernelError, Resolver};
+use crate::state::{self, LastRefresh, Saved};
+use crate::world::{Depth, Files, Host, Kernel, KernelError, Resolver};
 
 /// How often a commit is planned again when somebody else changes the packet filter meanwhile.
 const ATTEMPTS: usize = 8;
@@ -60,7 +60,7 @@ pub fn earlier_pins(saved: &Saved, policy: &Policy, host: &dyn Host) -> Pins {
 
 /// The rules that an earlier generation stands for now.
 pub fn earlier_rules(saved: &Saved, policy: &Policy, host: &dyn Host) -> Ruleset {
-    compile(policy, &earlier_pins(saved, policy, host), &saved.record.facts(), saved.record.generation).loadable()
+    compile(policy, &earlier_pins(saved, policy, host), &saved.record.facts(&host.clock()), saved.record.generation).loadable()
 }
 
 /// Asks for every name and confirms the pins. Only the policy's names are kept.
@@ -69,12 +69,20 @@ pub fn resolve(
     facts: &Facts,
     earlier: &Pins,
     resolver: &mut dyn Resolver,
-    now: Timestamp,
+    host: &dyn Host,
     output: &mut Output,
 ) -> Confirmation {
-    let names = names(policy);
-    let answers = ask(&names, &facts.servers, resolver, output);
-    confirm(policy, earlier, &answers, now)
+    let asked = host.clock();
+    let answers = ask(policy, facts, resolver, output);
+    // The clock may have been set while DNS was waited for.
+    let now = host.clock();
+    let earlier = pins::rebase(earlier, &asked, &now, policy.refresh.keep).pins;
+    confirm(policy, &earlier, &answers, now.wall)
+}
+
+/// Asks for every name. Needs no lock: whoever waits for DNS stands in nobody's way.
+pub fn ask(policy: &Policy, facts: &Facts, resolver: &mut dyn Resolver, output: &mut Output) -> BTreeMap<DnsName, Answer> {
+    ask_for(&names(policy), &facts.servers, resolver, output)
 }
 
 /// Confirms the pins by these answers. Only the policy's names are kept.
@@ -103,7 +111,7 @@ pub fn problems(confirmation: &Confirmation) -> BTreeMap<DnsName, String> {
     problems
 }
 
-fn ask(names: &[DnsName], servers: &[DnsServer], resolver: &mut dyn Resolver, output: &mut Output) -> BTreeMap<DnsName, Answer> {
+fn ask_for(names: &[DnsName], servers: &[DnsServer], resolver: &mut dyn Resolver, output: &mut Output) -> BTreeMap<DnsName, Answer> {
     if servers.is_empty() {
         let nobody = Answer::Failed { reasons: vec!["the host names no DNS server".to_string()] };
         return names.iter().map(|name| (name.clone(), nobody.clone())).collect();
@@ -125,6 +133,26 @@ pub struct Told {
     pub kernel: GenerationId,
     /// What the kernel was told to hold.
     pub ruleset: Ruleset,
+}
+
+/// What the last run left, where the kernel can still hold just that: it was of this boot and network namespace, and the machine has not
+/// slept since. The times of elements stand still while it sleeps.
+pub fn last_run(files: &dyn Files, host: &dyn Host) -> Option<LastRefresh> {
+    let last = state::last_refresh(files)?;
+    let slept = host.slept().abs_diff(last.slept);
+    (last.namespace == host.namespace() && slept <= 1).then_some(last)
+}
+
+/// The note of this run for the next one. One that is not `whole` left something to do: the next run looks at everything.
+pub fn note(generation: u64, kernel: GenerationId, whole: bool, problems: BTreeMap<DnsName, String>, host: &dyn Host) -> LastRefresh {
+    LastRefresh {
+        at: host.now().0,
+        generation,
+        kernel_generation: kernel.0,
+        namespace: if whole { host.namespace() } else { String::new() },
+        slept: host.slept(),
+        problems: problems.into_iter().map(|(name, words)| (name.to_string(), words)).collect(),
+    }
 }
 
 /// What has to change, and how that is known.
@@ -165,38 +193,57 @@ pub fn propose(kernel: &mut dyn Kernel, meant: &Ruleset, told: Option<&Told>, no
     Ok(Proposal { generation, there, source: Knowledge::Read, plan })
 }
 
-/// Makes the kernel hold `meant`, and reads it back. `renumber` gives the ruleset its new generation once something has to change.
-/// Retries when somebody else changes the packet filter between reading and committing.
+/// What is carried out of a proposal, and how it is made sure of.
+pub struct Chosen {
+    /// The steps; without any the kernel is left alone.
+    pub plan: Plan,
+    /// What follows them.
+    pub then: Then,
+}
+
+/// What follows a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// It is read back; where the kernel holds something else than was meant, what was there before is loaded again.
+    ReadBackOrReturn,
+    /// It is read back; what was there before was somebody else's and is not loaded again.
+    ReadBack,
+    /// Nothing: elements that the kernel took, it holds.
+    Nothing,
+}
+
+/// Makes the kernel hold `meant`. `choose` says what of a proposal is carried out, and may give the ruleset its new generation before
+/// that. Retries when somebody else changes the packet filter between reading and committing.
 pub fn commit(
     kernel: &mut dyn Kernel,
     meant: &mut Ruleset,
     told: Option<&Told>,
     host: &dyn Host,
-    renumber: &mut dyn FnMut(&mut Ruleset) -> Result<(), Failure>,
+    choose: &mut dyn FnMut(&mut Ruleset, Proposal, Timestamp) -> Result<Chosen, Failure>,
 ) -> Result<Committed, Failure> {
-    let mut numbered = false;
     for _ in 0..ATTEMPTS {
         let now = host.now();
-        let Proposal { generation, there, plan: mut change, .. } = propose(kernel, meant, told, now)?;
+        let proposal = propose(kernel, meant, told, now)?;
+        let (generation, there) = (proposal.generation, proposal.there.clone());
+        let Chosen { plan: change, then } = choose(meant, proposal, now)?;
         if change.is_nothing() {
             return Ok(Committed { plan: change, kernel: generation });
         }
-        if !numbered {
-            renumber(meant)?;
-            numbered = true;
-            change = plan(there.as_ref(), meant, now)?;
-        }
-        match kernel.commit(generation, &change.ops) {
-            Ok(committed) => match read_back(kernel, meant, now, host, committed)? {
+        match (kernel.commit(generation, &change.ops), then) {
+            (Ok(kernel), Then::Nothing) => return Ok(Committed { plan: change, kernel }),
+            (Ok(committed), _) => match read_back(kernel, meant, now, host, committed)? {
                 ReadBack::Same => return Ok(Committed { plan: change, kernel: committed }),
                 ReadBack::Interfered => {}
-                ReadBack::Differs(differences) => return Err(go_back(kernel, there.as_ref(), &differences)),
+                ReadBack::Differs(differences) => {
+                    let before = there.as_ref().filter(|_| then == Then::ReadBackOrReturn);
+                    return Err(go_back(kernel, before, &differences, host.now()));
+                }
             },
-            Err(KernelError::Interfered) => {}
+            (Err(KernelError::Interfered), _) => {}
             // Nothing was changed.
-            Err(error @ KernelError::Refused(_)) => return Err(error.into()),
+            (Err(error @ KernelError::Refused(_)), _) => return Err(error.into()),
             // The answer may be lost and the transaction done: what is there decides.
-            Err(error) => match kernel.observe(Depth::Pins) {
+            (Err(error), _) => match kernel.observe(Depth::Pins) {
                 Ok((generation, there)) if plan(there.as_ref(), meant, now)?.is_nothing() => {
                     return Ok(Committed { plan: change, kernel: generation });
                 }
@@ -205,6 +252,27 @@ pub fn commit(
         }
     }
     Err(KernelError::Interfered.into())
+}
+
+/// Carries out all of a proposal, once the ruleset has got its new generation by `number`.
+pub fn all_as<'a>(
+    number: &'a mut dyn FnMut(&mut Ruleset) -> Result<(), Failure>,
+) -> impl FnMut(&mut Ruleset, Proposal, Timestamp) -> Result<Chosen, Failure> + 'a {
+    let mut numbered = false;
+    move |ruleset, proposal, now| {
+        if numbered || proposal.plan.is_nothing() {
+            return all(ruleset, proposal, now);
+        }
+        number(ruleset)?;
+        numbered = true;
+        let plan = plan(proposal.there.as_ref(), ruleset, now)?;
+        all(ruleset, Proposal { plan, ..proposal }, now)
+    }
+}
+
+/// Carries out all of a proposal.
+pub fn all(_: &mut Ruleset, proposal: Proposal, _: Timestamp) -> Result<Chosen, Failure> {
+    Ok(Chosen { plan: proposal.plan, then: Then::ReadBackOrReturn })
 }
 
 enum ReadBack {
@@ -223,8 +291,13 @@ fn read_back(
     host: &dyn Host,
     committed: GenerationId,
 ) -> Result<ReadBack, Failure> {
-    let (generation, there) = kernel.observe(Depth::Pins)?;
-    let rest = plan(there.as_ref(), meant, now)?;
+    let (mut generation, there) = kernel.observe(Depth::Pins)?;
+    let mut rest = plan(there.as_ref(), meant, now)?;
+    if !rest.is_nothing() {
+        // An element whose time ended while a large set was dumped can hide another: what is missing is looked for once more.
+        let (again, there) = kernel.observe(Depth::Pins)?;
+        (generation, rest) = (again, plan(there.as_ref(), meant, now)?);
+    }
     // A transaction that took long has moved the ends of elements by as much, and nothing else.
     let late = host.now().since(now).seconds() > 2 && rest.changes_times_only();
     Ok(match rest.is_nothing() || late {
@@ -234,8 +307,8 @@ fn read_back(
     })
 }
 
-/// Loads what was there before, as it was dumped, and says why.
-fn go_back(kernel: &mut dyn Kernel, before: Option<&TableDump>, differences: &[String]) -> Failure {
+/// Loads what was there before again, and says why.
+fn go_back(kernel: &mut dyn Kernel, before: Option<&TableDump>, differences: &[String], now: Timestamp) -> Failure {
     let words = differences.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
     let message = format!("the kernel holds something else than it was told: {words}");
     let Some(before) = before else {
@@ -244,8 +317,8 @@ fn go_back(kernel: &mut dyn Kernel, before: Option<&TableDump>, differences: &[S
             "the rules stay as they are, which refuses more rather than less; please report this with your kernel version",
         );
     };
-    let back = crate::judge::plan::reload(before);
-    let restored = kernel.generation().and_then(|generation| kernel.commit(generation, &back));
+    let restored =
+        kernel.observe(Depth::Pins).and_then(|(generation, there)| kernel.commit(generation, &back_to(before, there.as_ref(), now)));
     match restored {
         Ok(_) => Failure::refused(message, "the rules from before were loaded again; please report this with your kernel version"),
         Err(error) => Failure::refused(

@@ -172,7 +172,7 @@ fn of_kernel(arguments: &ExplainArguments, world: &mut World, output: &mut Outpu
     if arguments.pins.is_none() {
         commented(&found, &mut pins);
     }
-    let facts = saved.map(|saved| saved.record.facts()).unwrap_or_default();
+    let facts = saved.map(|saved| saved.record.facts(&world.host.clock())).unwrap_or_default();
     let doubtful: &[Action] = if found.foreign.is_empty() { &[] } else { &[Action::Accept, Action::Drop] };
     let stand_ins = doubtful.iter().map(|action| found.ruleset(action)).collect();
     Ok(Ground { ruleset: found.ruleset(&Action::Continue), stand_ins, policy, pins, facts, symbols: BTreeSet::new() })

@@ -181,7 +181,7 @@ pub fn resolve(arguments: &ResolveArguments, world: &mut World, output: &mut Out
         Some(path) if Path::new(path).exists() => source::pins(path, world.documents)?,
         _ => Pins::default(),
     };
-    let confirmation = enforce::resolve(policy, &facts, &earlier, world.resolver, world.host.now(), output);
+    let confirmation = enforce::resolve(policy, &facts, &earlier, world.resolver, world.host, output);
     source::warn_of_shared(&source, &arguments.policy.policy, &confirmation.pins, output)?;
     apply::warn_of(&confirmation, output);
     let printed = pins::print(&confirmation.pins);

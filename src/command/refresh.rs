@@ -4,31 +4,32 @@
 //! known without reading it: one changed address costs the same in a set of a hundred and in one of a hundred thousand. Only pins
 //! that are renewed, once in a quarter of `refresh.keep`, need a look: what they have counted goes with them.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
+use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
 use crate::command::arguments::RefreshArguments;
-use crate::command::enforce::{self, Committed, Knowledge, Told};
+use crate::command::enforce::{self, Chosen, Committed, Knowledge, Then, Told};
 use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, apply, handover};
-use crate::judge::plan::{Plan, plan};
-use crate::pins::{Confirmation, Pins, What};
+use crate::judge::drift::drift;
+use crate::judge::plan::{NotOurs, Plan, plan};
+use crate::pins::{Answer, Confirmation, Pins, What};
 use crate::policy::Policy;
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
-use crate::state::{self, Backend, Current, LastRefresh, Saved, StateError};
-use crate::world::{Depth, KernelError, World};
-
-/// How often a commit is planned again when somebody else changes the packet filter meanwhile.
-const ATTEMPTS: usize = 8;
+use crate::state::{self, Backend, Current, Saved, StateError};
+use crate::world::{Depth, World};
 
 /// What is to be refreshed.
 struct Refresh {
     saved: Saved,
-    policy: Policy,
+    asked: Asked,
     /// The pins that the kernel was last told.
     earlier: Pins,
     /// The facts that the kernel was last told.
@@ -37,24 +38,60 @@ struct Refresh {
     damaged: Option<StateError>,
 }
 
+/// A policy, what the host knows of it now, and what DNS says to its names.
+pub struct Asked {
+    /// The policy.
+    pub policy: Policy,
+    /// What the host knows.
+    pub facts: Facts,
+    /// What DNS says.
+    pub answers: BTreeMap<DnsName, Answer>,
+}
+
+impl Asked {
+    /// Asks about the policy of this generation; `already` is what was asked before, which will do if it was about the same.
+    pub fn about(saved: &Saved, already: Option<Asked>, world: &mut World, output: &mut Output) -> Result<Asked, Failure> {
+        let is_same = |asked: &Asked| asked.policy.sha256 == saved.record.sha256 && asked.policy.file == saved.record.file;
+        if let Some(asked) = already.filter(is_same) {
+            return Ok(asked);
+        }
+        let Source { policy, .. } = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?;
+        // What the host does not tell now is as it was: a user database that is away must not keep the pins from being confirmed.
+        let (facts, missing) = source::facts(&policy, world.host).unwrap_or_else(|failure| {
+            output.warn(&failure.message);
+            (saved.record.facts(&world.host.clock()), Vec::new())
+        });
+        for what in &missing {
+            output.warn(&format!("{what}; the rule is not loaded"));
+        }
+        let answers = enforce::ask(&policy, &facts, world.resolver, output);
+        Ok(Asked { policy, facts, answers })
+    }
+
+    /// Asks about the policy that is applied, as far as that can be told without the lock.
+    fn ahead(world: &mut World, output: &mut Output) -> Option<Asked> {
+        let Ok(Current::Generation(generation)) = state::current(world.files) else { return None };
+        let saved = state::load_without_pins(world.files, generation).ok()??;
+        Asked::about(&saved, None, world, output).ok()
+    }
+}
+
 /// Runs `refresh`.
 pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
+    // A kernel that cannot be used is said before DNS is waited for.
+    if state::backend(world.files) == Backend::Nftables {
+        world.kernel.generation()?;
+    }
+    // ORDER: the lock after DNS was waited for: a policy that is applied in a hurry is not kept waiting by a timer.
+    let asked = Asked::ahead(world, output);
     world.files.lock("refresh")?;
     if state::backend(world.files) == Backend::Iptables {
-        return handover::refresh::refresh(arguments, world, output);
+        return handover::refresh::refresh(arguments, asked, world, output);
     }
-    let mut job = find(world, output)?;
-    // What the host does not tell now is as it was: a user database that is away must not keep the pins from being confirmed.
-    let (facts, missing) = source::facts(&job.policy, world.host).unwrap_or_else(|failure| {
-        output.warn(&failure.message);
-        (job.told.clone(), Vec::new())
-    });
-    for what in &missing {
-        output.warn(&format!("{what}; the rule is not loaded"));
-    }
-    let now = world.host.now();
-    let confirmation = enforce::resolve(&job.policy, &facts, &job.earlier, world.resolver, now, output);
-    let now = world.host.now();
+    let mut job = find(asked, world, output)?;
+    let Asked { policy, facts, answers } = &job.asked;
+    let confirmation = enforce::confirm(policy, &job.earlier, answers, world.host.now());
+    let is_known = job.damaged.is_none();
     if let Some(damaged) = job.damaged.take()
         && !apply::unresolved(&confirmation.pins).is_empty()
     {
@@ -62,33 +99,29 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
         return Err(damaged.into());
     }
     let generation = job.saved.record.generation;
-    let meant = compile(&job.policy, &confirmation.pins, &facts, generation).loadable();
-    let done = tell(arguments, &job, &meant, now, world)?;
+    let mut meant = compile(policy, &confirmation.pins, facts, generation).loadable();
+    let mut done = tell(arguments, &job, &mut meant, world)?;
+    if !is_known && !done.left && !done.committed.plan.touches_rules() {
+        // Which elements were told is not known, so that none is known to be somebody else's.
+        done.drift.clear();
+    }
     // Rules that somebody else changed and that stay so are not ours to judge by.
-    let is_ours = done.drift.is_empty() || arguments.repair;
     let is_due = may_have_narrowed(&done, &confirmation) || !revoke::was_done(generation, world);
-    let revocation = match is_ours && is_due {
+    let revocation = match !done.left && is_due {
         true => revoke::end(&meant, world.flows, || world.host.remote_session(), output),
         false => None,
     };
-    let is_revoked = revoke::is_complete(revocation.as_ref());
-
     if !done.committed.plan.is_nothing() || !confirmation.changes.is_empty() {
         // ORDER: after the kernel. A pin that was loaded and not written down is met again by the next answer; one that was written
         // down and not loaded would be missing until then.
-        let record = job.saved.record.at(&facts, &world.host.clock());
+        let record = job.saved.record.at(facts, &world.host.clock());
         state::save(world.files, &Saved { pins: confirmation.pins.clone(), record, ..job.saved })?;
     }
-    let last = LastRefresh {
-        at: now.0,
-        generation,
-        kernel_generation: done.committed.kernel.0,
-        // With drift left in place the kernel is not what was told: the next run has to look, and to revoke what this one did not.
-        namespace: if done.drift.is_empty() && is_revoked { world.host.namespace() } else { String::new() },
-        problems: enforce::problems(&confirmation).into_iter().map(|(name, words)| (name.to_string(), words)).collect(),
-    };
+    // With rules left in place that are not ours the kernel is not what was told.
+    let whole = !done.left && revoke::is_complete(revocation.as_ref());
+    let last = enforce::note(generation, done.committed.kernel, whole, enforce::problems(&confirmation), world.host);
     state::save_refresh(world.files, &last)?;
-    let exit = report(arguments, &job.policy, &done, &confirmation, revocation.as_ref(), output)?;
+    let exit = report(arguments, policy, &done, &confirmation, revocation.as_ref(), output)?;
     revocation.unwrap_or_default().conclude(exit)
 }
 
@@ -99,15 +132,17 @@ fn may_have_narrowed(done: &Done, confirmation: &Confirmation) -> bool {
     change.touches_rules() || !change.removed.is_empty() || confirmation.changes.iter().any(|change| ended(&change.what))
 }
 
-/// The generation to refresh. When a run was killed between the kernel and the state, what the kernel holds counts.
-fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
+/// The generation to refresh. When an apply was killed between the kernel and the state, what the kernel holds counts. A kernel that holds
+/// an older generation, or one that was removed, was told so by somebody else, and that is drift.
+fn find(asked: Option<Asked>, world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
     let nothing = || Failure::refused("no policy is applied here", "run `egressguard apply POLICY` first");
-    let mut generation = match state::current(world.files)? {
+    let current = state::current(world.files)?;
+    let mut generation = match current {
         Current::Generation(generation) => Some(generation),
-        Current::Nothing | Current::Removed => None,
+        Current::Nothing => None,
+        Current::Removed => return Err(nothing()),
     };
-    let last =
-        state::last_refresh(world.files).filter(|last| Some(last.generation) == generation && last.namespace == world.host.namespace());
+    let last = enforce::last_run(world.files, world.host).filter(|last| Some(last.generation) == generation);
     let undisturbed = match last {
         Some(last) => world.kernel.generation()? == GenerationId(last.kernel_generation),
         None => false,
@@ -115,7 +150,7 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
     if !undisturbed {
         let (_, there) = world.kernel.observe(Depth::Rules)?;
         let held = there.and_then(|dump| lift(&dump, world.host.now()).identity).map(|identity| identity.generation);
-        if let Some(held) = held.filter(|held| Some(*held) != generation)
+        if let Some(held) = held.filter(|held| Some(*held) > generation)
             && state::load(world.files, held)?.is_some()
         {
             output.warn(&format!("an interrupted apply is finished: generation {held} is what the kernel holds"));
@@ -135,53 +170,65 @@ fn find(world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
         loaded => (loaded?, None),
     };
     let saved = saved.ok_or_else(nothing)?;
-    let Source { policy, .. } = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?;
-    let earlier = enforce::earlier_pins(&saved, &policy, world.host);
-    let told = saved.record.facts();
-    Ok(Refresh { saved, policy, earlier, told, damaged })
+    let asked = Asked::about(&saved, asked, world, output)?;
+    let earlier = enforce::earlier_pins(&saved, &asked.policy, world.host);
+    let told = saved.record.facts(&world.host.clock());
+    Ok(Refresh { saved, asked, earlier, told, damaged })
 }
 
 /// What was done, and what was found changed by others.
 struct Done {
     committed: Committed,
     drift: Vec<String>,
+    /// Whether rules that others changed were left as they are.
+    left: bool,
 }
 
 /// Tells the kernel the difference, without reading it where that is not needed.
-fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &Ruleset, now: Timestamp, world: &mut World) -> Result<Done, Failure> {
-    let ruleset = compile(&job.policy, &job.earlier, &job.told, job.saved.record.generation).loadable();
-    let last = state::last_refresh(world.files).filter(|last| last.namespace == world.host.namespace());
+fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &mut Ruleset, world: &mut World) -> Result<Done, Failure> {
+    let generation = job.saved.record.generation;
+    let last = enforce::last_run(world.files, world.host).filter(|last| last.generation == generation);
+    let ruleset = compile(&job.asked.policy, &job.earlier, &job.told, generation).loadable();
     let told = Told { kernel: GenerationId(last.as_ref().map_or(0, |last| last.kernel_generation)), ruleset };
-    for _ in 0..ATTEMPTS {
-        let proposal = enforce::propose(world.kernel, meant, last.as_ref().map(|_| &told), now)?;
-        let drift = match proposal.source {
-            Knowledge::Told => Vec::new(),
-            Knowledge::Read => {
-                let drift = plan(proposal.there.as_ref(), &told.ruleset, now)?;
-                // Elements that ended by themselves are no drift.
-                if drift.touches_rules() { drift.differences() } else { Vec::new() }
-            }
-        };
-        let whole = drift.is_empty() || arguments.repair;
-        let change = if whole { proposal.plan } else { elements_only(proposal.plan, proposal.there.as_ref(), meant) };
-        if change.is_nothing() {
-            return Ok(Done { committed: Committed { plan: change, kernel: proposal.generation }, drift });
+    let (mut drift, mut left) = (Vec::new(), false);
+    let believed = last.as_ref().map(|_| &told);
+    let committed = enforce::commit(world.kernel, meant, believed, world.host, &mut |meant, proposal, now| {
+        let mut rules_differ = false;
+        if proposal.source == Knowledge::Read {
+            (drift, rules_differ) = changed_by_others(proposal.there.as_ref(), &told.ruleset, meant, &job.asked.policy, now)?;
         }
-        match world.kernel.commit(proposal.generation, &change.ops) {
-            Ok(kernel) => {
-                if whole && change.touches_rules() {
-                    let (_, back) = world.kernel.observe(Depth::Pins)?;
-                    if !plan(back.as_ref(), meant, now)?.is_nothing() {
-                        continue;
-                    }
-                }
-                return Ok(Done { committed: Committed { plan: change, kernel }, drift });
-            }
-            Err(KernelError::Interfered) => {}
-            Err(error) => return Err(error.into()),
+        if !rules_differ && believed.is_none() {
+            // After a boot, or a sleep, the kernel was told what another clock said: other elements are nobody's doing.
+            drift.clear();
         }
+        left = rules_differ && !arguments.repair;
+        Ok(match left {
+            true => Chosen { plan: elements_only(proposal.plan, proposal.there.as_ref(), meant), then: Then::Nothing },
+            false if proposal.plan.touches_rules() => Chosen { plan: proposal.plan, then: Then::ReadBack },
+            false => Chosen { plan: proposal.plan, then: Then::Nothing },
+        })
+    })?;
+    Ok(Done { committed, drift, left })
+}
+
+/// What is not as the kernel was told, in words, and whether that is more than elements.
+fn changed_by_others(
+    there: Option<&TableDump>,
+    told: &Ruleset,
+    meant: &Ruleset,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<(Vec<String>, bool), NotOurs> {
+    let rules = plan(there, told, now)?;
+    if rules.touches_rules() {
+        return Ok((rules.differences(), true));
     }
-    Err(KernelError::Interfered.into())
+    // What was loaded by a run that was killed before it wrote that down is meant by now; what was told and is no longer meant may have
+    // gone already.
+    let still: Vec<String> = drift(there, meant, policy, now).into_iter().map(|difference| difference.words).collect();
+    // Times are put right without a word.
+    let found = drift(there, told, policy, now).into_iter().filter(|difference| difference.what != "element-changed");
+    Ok((found.map(|difference| difference.words).filter(|words| still.contains(words)).collect(), false))
 }
 
 /// Only the steps that change elements of sets which are there and are what they should be.
@@ -218,7 +265,7 @@ fn report(
             "policy": {"name": policy.name.as_str(), "sha256": policy.sha256},
             "change": apply::change_json(change),
             "drift": done.drift,
-            "repaired": arguments.repair && !done.drift.is_empty(),
+            "repaired": !done.left && !done.drift.is_empty(),
             "revoked": revocation.map(Revocation::json),
             "unresolved": unresolved,
         }))?;
@@ -236,7 +283,10 @@ fn report(
         apply::describe_revocation(revocation, output)?;
     }
     if !done.drift.is_empty() && !arguments.repair {
-        output.warn("somebody else changed the rules; `egressguard refresh --repair` puts them right");
+        output.warn(match done.left {
+            true => "somebody else changed the rules; `egressguard refresh --repair` puts them right",
+            false => "somebody else changed the pins, which were put right",
+        });
         return Ok(Exit::No);
     }
     Ok(if unresolved.is_empty() { Exit::Done } else { Exit::No })

@@ -1,10 +1,13 @@
 //! `restore`: the last applied policy again, without DNS, early in the boot. What cannot be restored is locked down.
 
+use std::collections::BTreeMap;
+
 use crate::command::{Exit, Failure, Output, apply, enforce, handover, revoke, source};
 use crate::pins::Pins;
 use crate::policy::Policy;
 use crate::ruleset::compile::{Facts, compile};
-use crate::state::{self, Backend, Current, LastRefresh, StateError};
+use crate::ruleset::program::GenerationId;
+use crate::state::{self, Backend, Current, StateError};
 use crate::world::{KernelError, World};
 
 /// What is loaded.
@@ -32,14 +35,13 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
         Ok(Current::Nothing) => lockdown(None, output)?,
         Err(error) => lockdown(Some(error.to_string()), output)?,
     };
-    let now = world.host.now();
     let Restored { policy, pins, facts, generation, .. } = &restored;
     let mut meant = compile(policy, pins, facts, *generation).loadable();
     let (changed, kernel_generation) = match backend(world) {
-        Backend::Iptables => (handover::apply::restore(policy, facts, &mut meant, world, output)?, 0),
+        Backend::Iptables => (handover::apply::restore(policy, facts, &mut meant, world, output)?, GenerationId(0)),
         Backend::Nftables => {
-            let committed = enforce::commit(world.kernel, &mut meant, None, world.host, &mut |_| Ok(()))?;
-            (!committed.plan.is_nothing(), committed.kernel.0)
+            let committed = enforce::commit(world.kernel, &mut meant, None, world.host, &mut enforce::all)?;
+            (!committed.plan.is_nothing(), committed.kernel)
         }
     };
     let revocation = match changed {
@@ -50,14 +52,8 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
         // No failure: a boot waits for the rules, and before the network is up nothing is under way. The first refresh revokes.
         output.warn(&format!("flows from before may go on until the next refresh: {why}"));
     }
-    let last = LastRefresh {
-        at: now.0,
-        generation: restored.generation,
-        kernel_generation,
-        // Facts and clocks may be others than the saved ones: the first refresh looks for itself.
-        namespace: String::new(),
-        problems: Default::default(),
-    };
+    // Facts and clocks may be others than the saved ones: the first refresh looks for itself.
+    let last = enforce::note(restored.generation, kernel_generation, false, BTreeMap::new(), world.host);
     // Only saves the first refresh some work.
     let _ = state::save_refresh(world.files, &last);
     let verb = if changed { "restored" } else { "unchanged" };
@@ -85,7 +81,7 @@ fn saved(generation: u64, world: &World, output: &mut Output) -> Result<Restored
         Ok(Some(saved)) => match parse(&saved.record.file, saved.policy.clone(), output) {
             Ok(policy) => {
                 let pins = enforce::earlier_pins(&saved, &policy, world.host);
-                return Ok(Restored { policy, pins, facts: saved.record.facts(), generation, complaint: None });
+                return Ok(Restored { policy, pins, facts: saved.record.facts(&world.host.clock()), generation, complaint: None });
             }
             Err(failure) => failure.message,
         },
@@ -94,7 +90,7 @@ fn saved(generation: u64, world: &World, output: &mut Output) -> Result<Restored
     };
     // The ways in need no pins: with them a person can come and mend it.
     let (content, facts) = match state::load_without_pins(world.files, generation) {
-        Ok(Some(saved)) => (Some(saved.policy), Some(saved.record.facts())),
+        Ok(Some(saved)) => (Some(saved.policy), Some(saved.record.facts(&world.host.clock()))),
         // A policy that is proven to be another one may allow more than what was applied.
         Err(StateError::Damaged(file, _)) if file.ends_with(".yaml") => (None, None),
         Ok(None) | Err(_) => (state::load_policy(world.files, generation), None),

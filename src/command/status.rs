@@ -127,7 +127,7 @@ fn expected(world: &World, output: &mut Output) -> Result<Option<Expected>, Fail
     let style = output.style;
     let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut Output { style, ..output.quiet() })?.policy;
     let pins = enforce::earlier_pins(&saved, &policy, world.host);
-    let meant = compile(&policy, &pins, &saved.record.facts(), saved.record.generation).loadable();
+    let meant = compile(&policy, &pins, &saved.record.facts(&world.host.clock()), saved.record.generation).loadable();
     Ok(Some(Expected { saved, policy, pins, meant }))
 }
 
@@ -150,7 +150,8 @@ fn by_nftables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -
 /// Who is cut off is known to the module `recent`, which is asked through a file and not here.
 fn by_iptables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -> Result<Held, Failure> {
     let there = handover::observe(world.programs)?;
-    let different = |expected: &Expected| handover::different(&there, &expected.meant, &expected.saved.record.facts(), now);
+    let different =
+        |expected: &Expected| handover::different(&there, &expected.meant, &expected.saved.record.facts(&world.host.clock()), now);
     let drift = expected.map(different).unwrap_or_default();
     let nameless = there.is_ours().then_some("something in iptables or ipset");
     Ok(Held { identity: there.identity(), nameless, drift, counted: there.counted(), quarantined: Vec::new() })

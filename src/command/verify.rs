@@ -24,7 +24,7 @@ pub fn verify(arguments: &VerifyArguments, world: &mut World, output: &mut Outpu
     let backend = saved.record.backend;
     let mut look = || -> Result<Vec<Difference>, Failure> {
         if backend == Backend::Iptables {
-            let words = handover::differences(&meant, &saved.record.facts(), world.host.now(), world.programs)?;
+            let words = handover::differences(&meant, &saved.record.facts(&world.host.clock()), world.host.now(), world.programs)?;
             return Ok(words.into_iter().map(|words| Difference { what: "iptables", rule: None, line: None, words }).collect());
         }
         let (_, there) = world.kernel.observe(Depth::Pins)?;

@@ -6,14 +6,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::time::Timestamp;
-use crate::ruleset::lift::{Found, lift};
+use crate::ruleset::lift::{Found, NOT_UNDERSTOOD, lift};
 use crate::ruleset::lower::{lower, lower_member};
 use crate::ruleset::program::{ChainDef, Element, Elements, Hook, Key, Op, RuleProgram, SetDef, TABLE, TableDump};
+use crate::ruleset::rule::Action;
 use crate::ruleset::set::{Member, Set};
 use crate::ruleset::{Ruleset, TABLE_COMMENT};
 
-/// The kernel rounds times to its clock tick, and a transaction takes a moment: ends this close, in seconds, are the same end.
-pub(super) const SLACK: i64 = 5;
+/// The kernel rounds times to its clock tick, and a transaction takes a moment: ends this close, in seconds, are the same end. Of an
+/// element that has not long to live less is the same, for a renewal must not be lost in it.
+fn slack(left: i64) -> i64 {
+    (left / 8).clamp(2, 5)
+}
 
 /// What has to change, and the steps that change it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -102,7 +106,7 @@ pub fn plan(observed: Option<&TableDump>, meant: &Ruleset, now: Timestamp) -> Re
         plan.foreign = lift(dump, now).foreign;
         return Ok(plan);
     }
-    Ok(Differ { dump, found: lift(dump, now), meant, target: &target, plan: Plan::default() }.run())
+    Ok(Differ { dump, found: lift(dump, now), meant, target: &target, now, plan: Plan::default() }.run())
 }
 
 fn from_nothing(target: &TableDump) -> Plan {
@@ -137,6 +141,7 @@ struct Differ<'a> {
     found: Found,
     meant: &'a Ruleset,
     target: &'a TableDump,
+    now: Timestamp,
     plan: Plan,
 }
 
@@ -228,7 +233,7 @@ impl Differ<'_> {
         for (key, element) in meant {
             match there.members.get(key).zip(members.get(key)) {
                 None => drop(added.insert(key.clone(), element.clone())),
-                Some((found, meant)) if same_member(found, meant) => {}
+                Some((found, meant)) if same_member(found, meant, self.now) => {}
                 Some(_) => {
                     let counted = raw.get(key).and_then(|raw| raw.counted);
                     renewed.insert(key.clone(), Element { counted, ..element.clone() });
@@ -275,11 +280,11 @@ fn bare(element: &Element) -> Element {
     Element { expires_ms: None, counted: None, ..element.clone() }
 }
 
-/// Whether an element found is the one meant; ends may differ by [`SLACK`].
-fn same_member(found: &Member, meant: &Member) -> bool {
+/// Whether an element found is the one meant; ends may differ by their [`slack`].
+fn same_member(found: &Member, meant: &Member, now: Timestamp) -> bool {
     let same_end = match (found.expires, meant.expires) {
         (None, None) => true,
-        (Some(found), Some(meant)) => (found.0 - meant.0).abs() <= SLACK,
+        (Some(found), Some(meant)) => (found.0 - meant.0).abs() <= slack(meant.0 - now.0),
         _ => false,
     };
     same_end && found.last == meant.last && found.comment == meant.comment
@@ -298,9 +303,24 @@ pub fn imagine(ruleset: &Ruleset, now: Timestamp) -> TableDump {
     dump
 }
 
-/// The steps that load a dump again in place of whatever is there. Elements keep the time they had left; what rules have counted
-/// is lost.
-pub fn reload(dump: &TableDump) -> Vec<Op> {
+/// The steps that load again what was there before in place of what is there now. Sets that rules fill stay as they are: nobody who is
+/// cut off is let go by it, and nothing that was counted is lost. Only where something in it is not understood the table is made anew,
+/// and elements keep the time they had left.
+pub fn back_to(before: &TableDump, there: Option<&TableDump>, now: Timestamp) -> Vec<Op> {
+    let found = lift(before, now);
+    let ruleset = found.ruleset(&Action::Drop);
+    let mut rules = ruleset.chains.iter().flat_map(|chain| &chain.rules);
+    let understood = found.identity.is_some() && before.table.flags == 0 && found.foreign.is_empty();
+    if understood
+        && rules.all(|rule| !rule.id.starts_with(NOT_UNDERSTOOD))
+        && let Ok(plan) = plan(there, &ruleset, now)
+    {
+        return plan.ops;
+    }
+    reload(before)
+}
+
+fn reload(dump: &TableDump) -> Vec<Op> {
     let mut again = dump.clone();
     for (_, elements) in again.sets.values_mut() {
         for element in elements.values_mut() {
@@ -309,7 +329,7 @@ pub fn reload(dump: &TableDump) -> Vec<Op> {
         }
     }
     // Anonymous sets have no name to load them under; the rules that use them are foreign ones.
-    again.sets.retain(|name, _| !name.starts_with("__"));
+    again.sets.retain(|_, (def, _)| !is_anonymous(def));
     let mut ops = vec![Op::AddTable(again.table.clone()), Op::DeleteTable];
     ops.extend(from_nothing(&again).ops);
     ops

@@ -19,6 +19,13 @@ pub struct Anchor {
     pub wall: Timestamp,
 }
 
+impl Anchor {
+    /// Whether both are of the same boot. A boot whose id is not known is none that was before.
+    pub fn is_of_the_same_boot(&self, other: &Anchor) -> bool {
+        !self.boot_id.is_empty() && self.boot_id == other.boot_id
+    }
+}
+
 /// Pins on the clock as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rebased {
@@ -52,8 +59,7 @@ pub fn rebase(pins: &Pins, then: &Anchor, now: &Anchor, keep: Period) -> Rebased
 
 fn skew(then: &Anchor, now: &Anchor) -> i64 {
     let moved = now.wall.0.saturating_sub(then.wall.0);
-    let same_boot = then.boot_id == now.boot_id && now.boottime >= then.boottime;
-    if same_boot {
+    if then.is_of_the_same_boot(now) && now.boottime >= then.boottime {
         let went_by = i64::try_from(now.boottime - then.boottime).unwrap_or(i64::MAX);
         let jump = moved.saturating_sub(went_by);
         if jump.unsigned_abs() > TOLERANCE { jump } else { 0 }

@@ -75,18 +75,6 @@ impl Pins {
         self.names.iter().filter(move |(_, pins)| pins.is_unresolved(now)).map(|(name, _)| name)
     }
 
-    /// Groups of two or more names that have the same addresses, all of them; names without an address are in no group.
-    /// A packet to such an address cannot be told apart by name. In the order of the first name of each group.
-    pub fn sharing(&self) -> Vec<Vec<&DnsName>> {
-        let mut by_addresses: BTreeMap<Vec<&IpAddr>, Vec<&DnsName>> = BTreeMap::new();
-        for (name, pins) in self.names.iter().filter(|(_, pins)| !pins.leases.is_empty()) {
-            by_addresses.entry(pins.leases.keys().collect()).or_default().push(name);
-        }
-        let mut groups: Vec<Vec<&DnsName>> = by_addresses.into_values().filter(|names| names.len() > 1).collect();
-        groups.sort();
-        groups
-    }
-
     /// Only the pins of these names. A policy that no longer has a name no longer has its pins.
     pub fn only(&self, names: &BTreeSet<DnsName>) -> Pins {
         let kept = self.names.iter().filter(|(name, _)| names.contains(*name));
@@ -138,19 +126,6 @@ mod tests {
 
     fn texts(names: &[&DnsName]) -> Vec<String> {
         names.iter().map(|name| name.to_string()).collect()
-    }
-
-    #[test]
-    fn names_that_share_all_their_addresses_are_found_and_those_that_share_some_are_not() {
-        let pins = pins(&[
-            ("a.example", &["198.51.100.1", "2001:db8::1"]),
-            ("b.example", &["198.51.100.1"]),
-            ("c.example", &["198.51.100.1", "2001:db8::1"]),
-            ("d.example", &[]),
-            ("e.example", &[]),
-        ]);
-        let groups: Vec<_> = pins.sharing().iter().map(|group| texts(group)).collect();
-        assert_eq!(groups, [["a.example", "c.example"]]);
     }
 
     #[test]

@@ -80,6 +80,11 @@ impl Host for LocalHost {
         Anchor { boot_id: self.boot_id().unwrap_or_default(), boottime: self.boottime().unwrap_or_default(), wall: self.now() }
     }
 
+    fn slept(&self) -> u64 {
+        let awake = clock_gettime(ClockId::CLOCK_MONOTONIC).ok().and_then(|time| u64::try_from(time.tv_sec()).ok());
+        self.boottime().ok().zip(awake).map_or(0, |(all, awake)| all.saturating_sub(awake))
+    }
+
     fn namespace(&self) -> String {
         // A namespace gets the inode of one that is gone, so the kernel's own count of them is taken where there is one.
         let inode = || fs::metadata("/proc/thread-self/ns/net").map(|namespace| namespace.ino()).unwrap_or_default();

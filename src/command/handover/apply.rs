@@ -13,7 +13,8 @@ use crate::pins::{Confirmation, Pins, What};
 use crate::policy::{Mode, Policy};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
-use crate::state::{self, Backend, Current, LastRefresh, Record, Saved};
+use crate::ruleset::program::GenerationId;
+use crate::state::{self, Backend, Current, Record, Saved};
 use crate::world::{Files, Host, ProgramError, Programs, World};
 
 /// How often the rules are planned again when somebody else changes them meanwhile.
@@ -46,7 +47,7 @@ pub fn apply(
     let blocked = !unresolved(&confirmation.pins).is_empty();
     if blocked && arguments.pins.is_none() && change.touches_rules() {
         // The rules from before may have refused the questions that the new policy asks.
-        confirmation = enforce::resolve(&source.policy, facts, &confirmation.pins, world.resolver, world.host.now(), output);
+        confirmation = enforce::resolve(&source.policy, facts, &confirmation.pins, world.resolver, world.host, output);
         if confirmation.changes.iter().any(|change| change.what == What::Added) {
             let (with_more, again) = commit(source, facts, &confirmation, Generation::Same(generation), world, output)?;
             change.added.extend(again.added);
@@ -57,14 +58,9 @@ pub fn apply(
         true => None,
         false => revoke::end(&ruleset, world.flows, || world.host.remote_session(), output),
     };
-    let last = LastRefresh {
-        at: world.host.now().0,
-        generation,
-        kernel_generation: 0,
-        // The note that the revocation was done; without it the next run revokes.
-        namespace: if revoke::is_complete(revocation.as_ref()) { world.host.namespace() } else { String::new() },
-        problems: enforce::problems(&confirmation).into_iter().map(|(name, words)| (name.to_string(), words)).collect(),
-    };
+    // Without the note that the revocation was done the next run revokes.
+    let whole = revoke::is_complete(revocation.as_ref());
+    let last = enforce::note(generation, GenerationId(0), whole, enforce::problems(&confirmation), world.host);
     if let Err(error) = state::save_refresh(world.files, &last) {
         output.warn(&error.to_string());
     }

@@ -5,32 +5,27 @@ use serde_json::json;
 use crate::command::arguments::RefreshArguments;
 use crate::command::handover::apply::{change_json, describe};
 use crate::command::handover::{Given, exported, load, observe};
+use crate::command::refresh::Asked;
 use crate::command::revoke::{self, Revocation};
-use crate::command::{Exit, Failure, Output, apply, enforce, source};
+use crate::command::{Exit, Failure, Output, apply, enforce};
 use crate::export::iptables::export;
 use crate::export::plan::{Change, plan};
 use crate::pins::Confirmation;
 use crate::policy::Policy;
 use crate::ruleset::compile::compile;
-use crate::state::{self, Current, LastRefresh, Saved};
+use crate::ruleset::program::GenerationId;
+use crate::state::{self, Current, Saved};
 use crate::world::World;
 
 /// Asks DNS again and loads what has changed.
-pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
+pub fn refresh(arguments: &RefreshArguments, asked: Option<Asked>, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let (saved, last) = current(world, output)?;
     let repairs = arguments.repair || last == LastApply::Interrupted;
-    let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
+    let Asked { policy, facts, answers } = Asked::about(&saved, asked, world, output)?;
     let earlier = enforce::earlier_pins(&saved, &policy, world.host);
-    let told = saved.record.facts();
-    let (facts, missing) = source::facts(&policy, world.host).unwrap_or_else(|failure| {
-        output.warn(&failure.message);
-        (told.clone(), Vec::new())
-    });
-    for what in &missing {
-        output.warn(&format!("{what}; the rule is not loaded"));
-    }
-    let confirmation = enforce::resolve(&policy, &facts, &earlier, world.resolver, world.host.now(), output);
+    let told = saved.record.facts(&world.host.clock());
     let now = world.host.now();
+    let confirmation = enforce::confirm(&policy, &earlier, &answers, now);
     let generation = saved.record.generation;
     let before = observe(world.programs)?;
     let drift = match export(&compile(&policy, &earlier, &told, generation).loadable(), &told) {
@@ -67,9 +62,9 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
         let record = saved.record.at(&facts, &world.host.clock());
         state::save(world.files, &Saved { pins: confirmation.pins.clone(), record, ..saved })?;
     }
-    let problems = enforce::problems(&confirmation).into_iter().map(|(name, words)| (name.to_string(), words)).collect();
-    let namespace = if is_ours && revoke::is_complete(revocation.as_ref()) { world.host.namespace() } else { String::new() };
-    state::save_refresh(world.files, &LastRefresh { at: now.0, generation, kernel_generation: 0, namespace, problems })?;
+    let whole = is_ours && revoke::is_complete(revocation.as_ref());
+    let last_run = enforce::note(generation, GenerationId(0), whole, enforce::problems(&confirmation), world.host);
+    state::save_refresh(world.files, &last_run)?;
     let drift = if last == LastApply::Interrupted { &[] } else { drift.as_slice() };
     let exit = report(arguments, &policy, &change, drift, &confirmation, revocation.as_ref(), output)?;
     revocation.unwrap_or_default().conclude(exit)
