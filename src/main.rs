@@ -18,6 +18,7 @@ use egressguard::system::netlink::flow::KernelFlows;
 use egressguard::system::programs::InstalledPrograms;
 use egressguard::system::resolver::DnsResolver;
 use egressguard::world::{Depth, Kernel, KernelError, World};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 
 fn main() -> ExitCode {
@@ -57,7 +58,7 @@ fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -
     }
     let mut resolver = DnsResolver::new();
     let mut flows = KernelFlows::new();
-    let mut files = StateDirectory::new(arguments.state_dir.clone());
+    let mut files = StateDirectory::new(arguments.state_directory());
     let mut documents = NamedDocuments;
     let mut programs = InstalledPrograms;
     let mut world = World {
@@ -74,7 +75,10 @@ fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -
 
 /// Runs the demo, which writes by itself.
 fn demonstrate(arguments: &Arguments) -> Result<Exit, Failure> {
-    let refused = |error: anyhow::Error| Failure::refused(format!("{error:#}"), "run it again with a writable standard output");
+    let refused = |error: anyhow::Error| match error.downcast::<io::Error>() {
+        Ok(error) => Failure::from(error),
+        Err(error) => Failure::refused(format!("{error:#}"), "run it again; it leaves nothing behind"),
+    };
     let program = std::env::current_exe().map_err(|error| refused(error.into()))?;
     let colour = match arguments.color {
         When::Auto => Colour::Auto,
@@ -98,8 +102,13 @@ fn enter(name: &str) -> Result<(), Failure> {
         let message = format!("cannot open network namespace `{name}`: {}", command::words(&error));
         Failure::refused(message, "`ip netns list` shows the names, `ip netns add` makes one")
     })?;
-    setns(namespace, CloneFlags::CLONE_NEWNET)
-        .map_err(|errno| Failure::refused(format!("cannot enter network namespace `{name}` ({errno:?})"), "run it as root"))
+    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| {
+        let help = match errno {
+            Errno::EINVAL => "the file of this name in /run/netns is none: make it anew with `ip netns del` and `ip netns add`",
+            _ => "run it as root",
+        };
+        Failure::refused(format!("cannot enter network namespace `{name}` ({errno:?})"), help)
+    })
 }
 
 fn style(arguments: &Arguments) -> Style {

@@ -173,8 +173,8 @@ fn the_script_for_any_ci_checks_tests_and_compares() {
     place.write("host/policy.yaml", NEW);
     holds(&check(&["host/policy.yaml", "main"], 1), &["widens 2", "api.anthropic.com"]);
     place.write("host/policy.yaml", "version: 1\noutbound: []\n");
-    holds(&check(&["host/policy.yaml", "main"], 0), &["narrows 2"]);
-    holds(&check(&["host/policy.yaml", "main", "any"], 1), &["narrows 2"]);
+    holds(&check(&["host/policy.yaml", "main"], 0), &["narrows 4"]);
+    holds(&check(&["host/policy.yaml", "main", "any"], 1), &["narrows 4"]);
     place.write("host/policy.yaml", &format!("{OLD}tests:\n  - allow: tcp to api.anthropic.com:443\n"));
     holds(&check(&["host/policy.yaml", "main"], 1), &["FAIL"]);
     place.write("host/policy.yaml", &OLD.replace("api.openai.com", "0.0.0.0/0\n    port: 443"));

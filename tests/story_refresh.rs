@@ -195,6 +195,8 @@ fn who_locks_down_in_a_hurry_waits_for_nobody_who_waits_for_dns() {
     });
     is_refused(world.tls(API_V4));
     world.egressguard(&["status"]).exits(0).says(&["lockdown"]);
+    // Nor can anything be carried out in questions to a resolver.
+    assert!(!world.rules().expect("rules").contains("resolver"), "{:?}", world.rules());
 }
 
 #[test]

@@ -32,6 +32,9 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     if !missing.is_empty() {
         return Err(Failure::refused(missing.join("\n       "), "create it first, or take the rule out; nothing was changed"));
     }
+    for unit in source::idle_units(&source.policy, &facts) {
+        output.warn(&format!("no unit `{unit}` runs here: its rule is loaded by the refresh that finds it running"));
+    }
     if !arguments.force {
         refuse_lockout(&source.policy, &facts, world.host.remote_session())?;
     }
@@ -85,7 +88,12 @@ fn answers(
     output: &mut Output,
 ) -> Result<BTreeMap<DnsName, Answer>, Failure> {
     let Some(path) = &arguments.pins else { return Ok(enforce::ask(&source.policy, facts, world.resolver, output)) };
-    let answers = source::pins(path, world.documents)?.names.into_iter().map(|(name, pins)| (name, answer_of(pins)));
+    let pins = source::pins(path, world.documents)?;
+    let ended: Vec<String> = pins.unresolved(world.host.now()).map(ToString::to_string).collect();
+    if !ended.is_empty() {
+        output.warn(&format!("the pins of {} in `{path}` have ended; they are taken as if they were confirmed now", ended.join(", ")));
+    }
+    let answers = pins.names.into_iter().map(|(name, pins)| (name, answer_of(pins)));
     Ok(enforce::names(&source.policy).into_iter().map(|name| (name, unlisted(path))).chain(answers).collect())
 }
 

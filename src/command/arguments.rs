@@ -15,9 +15,9 @@ pub const DEFAULT_STATE: &str = "/var/lib/egressguard";
 #[command(after_help = "Exit codes: 0 done, same, clean; 1 the answer is no; 2 the question is wrong; 3 the world refused.\n\
 Start with `egressguard demo`: it is safe, needs no root and no internet.")]
 pub struct Arguments {
-    /// Where applied policies and their pins are kept.
-    #[arg(long, global = true, env = "EGRESSGUARD_STATE_DIR", value_name = "DIR", default_value = DEFAULT_STATE, help_heading = "World")]
-    pub state_dir: PathBuf,
+    /// Where applied policies and their pins are kept [default: /var/lib/egressguard, below it netns/NAME with --netns].
+    #[arg(long, global = true, env = "EGRESSGUARD_STATE_DIR", value_name = "DIR", help_heading = "World")]
+    pub state_dir: Option<PathBuf>,
     /// Work in this network namespace, named as `ip netns` names them.
     #[arg(long, global = true, value_name = "NAME", help_heading = "World")]
     pub netns: Option<String>,
@@ -36,6 +36,17 @@ pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Arguments {
+    /// Where the state is. A named network namespace has rules of its own, and so a state of its own.
+    pub fn state_directory(&self) -> PathBuf {
+        match (&self.state_dir, &self.netns) {
+            (Some(directory), _) => directory.clone(),
+            (None, None) => PathBuf::from(DEFAULT_STATE),
+            (None, Some(name)) => PathBuf::from(DEFAULT_STATE).join("netns").join(name),
+        }
+    }
 }
 
 /// When to use colour.

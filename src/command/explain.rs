@@ -13,7 +13,7 @@ use crate::base::packet::{PacketSpec, Peer, State, spelt};
 use crate::command::arguments::{DEFAULT_POLICY, ExplainArguments};
 use crate::command::{Exit, Failure, Output, Verbosity, enforce, source, verdict};
 use crate::judge::plan::NotOurs;
-use crate::judge::{Packet, Trace, Verdict, judge, symbolic};
+use crate::judge::{Packet, Trace, Verdict, judge, port_kinds, symbolic, with_ports};
 use crate::pins::{Lease, Pins};
 use crate::policy::{Mode, Policy};
 use crate::ruleset::compile::{Facts, compile};
@@ -221,9 +221,11 @@ fn running(saved: &Saved, policy: &Policy, world: &World) -> Pins {
 fn answers(question: &Question, ground: &Ground) -> Vec<Answer> {
     let state_said = question.text.split_ascii_whitespace().any(|word| word == "state");
     let mut answers: Vec<Answer> = Vec::new();
-    for packet in Packet::from_spec(&question.spec, &ground.pins, &ground.facts) {
+    let packets =
+        |spec: PacketSpec| Packet::from_spec(&spec, &ground.pins, &ground.facts).into_iter().map(move |packet| (spec.clone(), packet));
+    for (spec, packet) in with_ports(&ground.ruleset, &question.spec).into_iter().flat_map(packets) {
         let (trace, certain) = judged(&packet, ground);
-        let established = (!state_said).then(|| judged(&of_connection(&question.spec, &packet, ground), ground).0);
+        let established = (!state_said).then(|| judged(&of_connection(&spec, &packet, ground), ground).0);
         let established = established.filter(|established| established.verdict != trace.verdict);
         let same = |answer: &&mut Answer| {
             let ends = |trace: &Trace| (trace.verdict, trace.rule.clone(), trace.chain.clone());
@@ -290,14 +292,36 @@ fn say(answer: &Answer, question: &Question, ground: &Ground, steps: Steps, outp
 
 /// What an answer is about: the question, and which of the packets that it stands for.
 fn subject(answer: &Answer, question: &Question, ground: &Ground) -> String {
+    let subject = addressed(answer, question, ground);
+    let asked: Vec<u16> = answer.packets.iter().filter_map(|packet| packet.payload.destination_port()).collect();
+    let kinds = port_kinds(&ground.ruleset);
+    if question.spec.to_port.is_some() || asked.is_empty() {
+        return subject;
+    }
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for (first, last) in kinds.into_iter().filter(|(first, last)| asked.iter().any(|port| (first..=last).contains(&port))) {
+        match ranges.last_mut() {
+            Some(before) if u32::from(before.1) + 1 == u32::from(first) => before.1 = last,
+            _ => ranges.push((first, last)),
+        }
+    }
+    if ranges == [(0, u16::MAX)] {
+        return format!("{subject}, to any port");
+    }
+    let written: Vec<String> =
+        ranges.iter().map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") }).collect();
+    format!("{subject}, to port {}", written.join(", "))
+}
+
+fn addressed(answer: &Answer, question: &Question, ground: &Ground) -> String {
     let spec = &question.spec;
     match &spec.to {
         Peer::Name(name) if ground.symbols.contains(name) => format!("{spec}, whatever its addresses are"),
         Peer::Name(name) if !ground.pins.names.contains_key(name) => format!("{spec}, of which no address is known"),
         Peer::Name(_) => {
-            let addresses: Vec<String> = answer.packets.iter().map(|packet| packet.destination.to_string()).collect();
+            let addresses: BTreeSet<IpAddr> = answer.packets.iter().map(|packet| packet.destination).collect();
             let more = addresses.len().saturating_sub(LISTED);
-            let listed = addresses.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
+            let listed = addresses.iter().take(LISTED).map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
             format!("{spec}, at {listed}{}", if more > 0 { format!(" and {more} more") } else { String::new() })
         }
         Peer::Any | Peer::Address(_) => match one_family(answer) {

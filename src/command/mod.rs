@@ -17,6 +17,7 @@ pub mod test;
 pub mod verdict;
 pub mod verify;
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use nix::errno::Errno;
@@ -159,28 +160,28 @@ impl Output<'_> {
     pub fn warn(&mut self, text: &str) {
         if self.verbosity > Verbosity::Quiet {
             let label = if self.style == Style::Coloured { "\x1b[33mwarning\x1b[0m" } else { "warning" };
-            let _ = writeln!(self.err, "{label}: {text}");
+            let _ = writeln!(self.err, "{label}: {}", harmless(text));
         }
     }
 
     /// Something only those who asked for it want to know.
     pub fn detail(&mut self, text: &str) {
         if self.verbosity == Verbosity::Verbose {
-            let _ = writeln!(self.err, "{text}");
+            let _ = writeln!(self.err, "{}", harmless(text));
         }
     }
 
     /// Replaces the progress line; nothing when nobody watches.
     pub fn progress(&mut self, text: &str) {
         if self.style != Style::Plain && self.verbosity > Verbosity::Quiet {
-            let _ = write!(self.err, "\r\x1b[K{text}");
+            let _ = write!(self.err, "\r\x1b[K{}", harmless(text));
             let _ = self.err.flush();
         }
     }
 
     /// A line of the answer for people, unless nothing was to be said.
     pub fn say(&mut self, text: &str) -> io::Result<()> {
-        if self.verbosity > Verbosity::Quiet { heard(writeln!(self.out, "{text}")) } else { Ok(()) }
+        if self.verbosity > Verbosity::Quiet { heard(writeln!(self.out, "{}", harmless(text))) } else { Ok(()) }
     }
 
     /// A JSON object.
@@ -195,9 +196,9 @@ impl Output<'_> {
             Style::Coloured => ("\x1b[31merror\x1b[0m", "\x1b[36mhelp\x1b[0m"),
             Style::Plain | Style::Terminal => ("error", "help"),
         };
-        let _ = writeln!(self.err, "{error}: {}", failure.message);
+        let _ = writeln!(self.err, "{error}: {}", harmless(&failure.message));
         if let Some(text) = &failure.help {
-            let _ = writeln!(self.err, "{help}: {text}");
+            let _ = writeln!(self.err, "{help}: {}", harmless(text));
         }
     }
 }
@@ -208,6 +209,19 @@ pub fn words(error: &io::Error) -> String {
         Some(errno) => format!("{} ({errno:?})", errno.desc().to_lowercase()),
         None => error.to_string(),
     }
+}
+
+/// The text without what a terminal obeys or hides behind: names of files, comments of other people's rules and answers of DNS are not
+/// ours. Lines stay lines.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.chars().map(|c| if obeyed(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect())
 }
 
 /// A reader who has heard enough changes neither what is done nor the exit code.
@@ -237,5 +251,37 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
         Command::Status(arguments) => status::status(arguments, world, output),
         Command::Remove(arguments) => remove::remove(arguments, world, output),
         Command::Demo => Err(Failure::wrong("`demo` makes a world of its own", "run `egressguard demo`")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_obeys_is_written_out_wherever_it_comes_from() {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut output = Output { out: &mut out, err: &mut err, style: Style::Plain, verbosity: Verbosity::Verbose };
+        let evil = "a\x1b[2Jb\u{9b}c\rd\u{202e}e\nf\tg";
+        output.say(evil).unwrap();
+        output.warn(evil);
+        output.detail(evil);
+        output.failure(&Failure::refused(evil, evil));
+        for written in [out, err] {
+            let text = String::from_utf8(written).unwrap();
+            assert!(text.contains("a\\u{1b}[2Jb\\u{9b}c\\u{d}d\\u{202e}e\nf\tg"), "{text}");
+            assert!(!text.contains(|c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}'), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_named_network_namespace_has_a_state_of_its_own() {
+        let at = |words: &[&str]| {
+            let arguments = <arguments::Arguments as clap::Parser>::try_parse_from(words).unwrap();
+            arguments.state_directory().display().to_string()
+        };
+        assert_eq!(at(&["egressguard", "status"]), "/var/lib/egressguard");
+        assert_eq!(at(&["egressguard", "status", "--netns", "lab"]), "/var/lib/egressguard/netns/lab");
+        assert_eq!(at(&["egressguard", "status", "--netns", "lab", "--state-dir", "/x"]), "/x");
     }
 }

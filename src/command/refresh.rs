@@ -274,7 +274,10 @@ fn report(
             output.say(&format!("drift: {what}"))?;
         }
         if change.is_nothing() {
-            output.say(&format!("unchanged: every pin of policy `{}` is current", policy.name))?;
+            output.say(&match unresolved.len() {
+                0 => format!("unchanged: every pin of policy `{}` is current", policy.name),
+                names => format!("unchanged: policy `{}` has {names} names without a pin", policy.name),
+            })?;
         } else {
             let verb = if change.touches_rules() { "restored the rules" } else { "refreshed the pins" };
             output.say(&format!("{verb} of policy `{}`", policy.name))?;

@@ -21,7 +21,10 @@ pub fn remove(arguments: &RemoveArguments, world: &mut World, output: &mut Outpu
     }
     world.files.lock("remove")?;
     // ORDER: first what a boot would load, then the rules: killed between the two, the host is closed until the next boot.
-    state::make_removed(world.files)?;
+    state::make_removed(world.files).map_err(|error| Failure {
+        help: Some("nothing was removed; `nft delete table inet egressguard` opens the host until the next boot".to_string()),
+        ..Failure::from(error)
+    })?;
     let words = match (take_away(backend, world)?, backend) {
         (false, _) => "no rules are loaded; none will be at the next boot",
         (true, Backend::Nftables) => "removed table `inet egressguard`: nothing is filtered by egressguard any more",

@@ -1,5 +1,7 @@
 //! Policies as they are named on the command line, and what the host knows about the words in them.
 
+use std::collections::BTreeSet;
+
 use crate::base::diagnostic::{self, Diagnostic};
 use crate::command::{Exit, Failure, Output, Style, Verbosity};
 use crate::pins::{self, Pins};
@@ -108,6 +110,13 @@ pub fn facts(policy: &Policy, host: &dyn Host) -> Result<(Facts, Vec<String>), F
     }
     facts.servers = servers(policy, host).map_err(refused)?;
     Ok((facts, missing))
+}
+
+/// The units that the policy has rules for and that do not run.
+pub fn idle_units<'a>(policy: &'a Policy, facts: &Facts) -> BTreeSet<&'a str> {
+    let units =
+        policy.outbound.iter().filter_map(|way| if let Some(Scope::Service(unit)) = &way.scope { Some(unit.as_ref()) } else { None });
+    units.filter(|unit| !facts.units.contains_key(*unit)).collect()
 }
 
 /// The servers that are asked, in order and each once; `system` is replaced by the host's own.

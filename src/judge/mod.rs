@@ -10,16 +10,19 @@ pub mod revoke;
 pub mod surroundings;
 pub mod trace;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::base::name::DnsName;
+use crate::base::net::Protocol;
 use crate::base::packet::PacketSpec;
 use crate::base::time::Timestamp;
 use crate::pins::{Lease, NamePins, Pins};
 use crate::policy::{Expectation, Line, Mode, Policy, Scope, Target};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
+use crate::ruleset::field::Field;
+use crate::ruleset::rule::Operator;
 
 pub use packet::Packet;
 pub use trace::{Outcome, Refusal, Step, Trace, Verdict, judge, verdict};
@@ -65,7 +68,44 @@ pub fn traces(ruleset: &Ruleset, spec: &PacketSpec, pins: &Pins, facts: &Facts) 
         let trace = judge(ruleset, &packet);
         (packet, trace)
     };
-    Packet::from_spec(spec, pins, facts).into_iter().map(judged).collect()
+    with_ports(ruleset, spec).iter().flat_map(|spec| Packet::from_spec(spec, pins, facts)).map(judged).collect()
+}
+
+/// The spelling with a destination port of every kind that these rules tell apart: one that says no port means any.
+pub fn with_ports(ruleset: &Ruleset, spec: &PacketSpec) -> Vec<PacketSpec> {
+    if spec.to_port.is_some() || ![Protocol::TCP, Protocol::UDP].contains(&spec.protocol) {
+        return vec![spec.clone()];
+    }
+    let of_kind = |(first, last): (u16, u16)| PacketSpec { to_port: Some(if first == 0 { last.min(1) } else { first }), ..spec.clone() };
+    port_kinds(ruleset).into_iter().map(of_kind).collect()
+}
+
+/// All ports, in ranges within which no rule tells two destination ports apart.
+pub fn port_kinds(ruleset: &Ruleset) -> Vec<(u16, u16)> {
+    let mut firsts = BTreeSet::from([0u32]);
+    for test in ruleset.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.tests) {
+        if !matches!(test.field, Field::DestinationPort(_) | Field::TransportDestinationPort | Field::OriginalDestinationPort) {
+            continue;
+        }
+        let mut cut = |first: u128, last: u128| firsts.extend([first, last + 1].map(|port| u32::try_from(port).unwrap_or(u32::MAX)));
+        match &test.operator {
+            Operator::Is(port) | Operator::IsNot(port) => cut(*port, *port),
+            Operator::Within(first, last) => cut(*first, *last),
+            Operator::In(set) => {
+                for (key, member) in ruleset.sets.get(set).into_iter().flat_map(|set| &set.members) {
+                    cut(number(key), number(member.last.as_ref().unwrap_or(key)));
+                }
+            }
+            Operator::HasAny(_) | Operator::HasNone(_) | Operator::IsNamed(_) => {}
+        }
+    }
+    let firsts: Vec<u16> = firsts.into_iter().filter_map(|port| u16::try_from(port).ok()).collect();
+    let lasts = firsts.iter().skip(1).map(|next| next - 1).chain([u16::MAX]);
+    firsts.iter().copied().zip(lasts).collect()
+}
+
+fn number(octets: &[u8]) -> u128 {
+    octets.iter().take(2).fold(0, |number, octet| number << 8 | u128::from(*octet))
 }
 
 /// Pins and facts in which everything that the policy names stands for something: a name without pins has one placeholder address
@@ -128,7 +168,7 @@ fn meets(expect: Expectation, verdict: Verdict) -> bool {
 mod tests {
     use super::*;
     use crate::base::name::Slug;
-    use crate::base::net::{Family, Protocol};
+    use crate::base::net::Family;
     use crate::base::packet::{Direction, Owner, Peer, State};
     use crate::base::port::PortSet;
     use crate::base::time::Period;

@@ -179,6 +179,10 @@ impl<'t> Reader<'_, 't> {
                 _ => {}
             }
         }
+        // Who names no host needs nobody who knows addresses.
+        if policy.dns_line.is_none() && !policy.names_hosts() {
+            policy.dns.clear();
+        }
         (policy, places)
     }
 

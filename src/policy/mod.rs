@@ -48,7 +48,7 @@ pub struct Policy {
     pub management: Option<Management>,
     /// The ways out, in the order of the file. Ids are unique.
     pub outbound: Vec<Outbound>,
-    /// Who is asked for addresses, in order, never empty.
+    /// Who is asked for addresses, in order; nobody when neither a name nor a `dns` block asks for it.
     pub dns: Vec<DnsServer>,
     /// Line of the `dns` block, when there is one.
     pub dns_line: Option<Line>,
@@ -63,6 +63,12 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Whether any destination is a host's name.
+    pub fn names_hosts(&self) -> bool {
+        let destinations = self.outbound.iter().flat_map(|way| &way.to).chain(&self.host.ntp);
+        destinations.into_iter().any(|destination| matches!(destination.target, Target::Name(_)))
+    }
+
     /// The line that names a destination, by the id of its rule and by what the rule calls it: a name or a network.
     pub fn destination_line(&self, id: &str, target: &str) -> Option<Line> {
         let ways = self.outbound.iter().filter(|way| way.id.as_str() == id).flat_map(|way| &way.to);

@@ -38,7 +38,7 @@ pub fn schema() -> Value {
                     "minItems": 1,
                     "items": {"$ref": "#/definitions/dns-server"},
                     "default": ["system"],
-                    "description": "Who is asked for addresses, in this order."
+                    "description": "Who is asked for addresses, in this order. Without the block: the host's own, or nobody in a policy that names no host."
                 }}
             },
             "refresh": refresh(),
