@@ -293,14 +293,14 @@ fn read_back(
 ) -> Result<ReadBack, Failure> {
     let (mut generation, there) = kernel.observe(Depth::Pins)?;
     let mut rest = plan(there.as_ref(), meant, now)?;
-    if !rest.is_nothing() {
+    // A transaction that took long has moved the ends of elements by as much, and nothing else.
+    let late = |rest: &Plan| host.now().since(now).seconds() > 2 && rest.changes_times_only();
+    if !rest.is_nothing() && !late(&rest) {
         // An element whose time ended while a large set was dumped can hide another: what is missing is looked for once more.
         let (again, there) = kernel.observe(Depth::Pins)?;
         (generation, rest) = (again, plan(there.as_ref(), meant, now)?);
     }
-    // A transaction that took long has moved the ends of elements by as much, and nothing else.
-    let late = host.now().since(now).seconds() > 2 && rest.changes_times_only();
-    Ok(match rest.is_nothing() || late {
+    Ok(match rest.is_nothing() || late(&rest) {
         true => ReadBack::Same,
         false if generation != committed => ReadBack::Interfered,
         false => ReadBack::Differs(rest.differences()),
