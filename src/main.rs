@@ -75,9 +75,10 @@ fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -
 
 /// Runs the demo, which writes by itself.
 fn demonstrate(arguments: &Arguments) -> Result<Exit, Failure> {
-    let refused = |error: anyhow::Error| match error.downcast::<io::Error>() {
-        Ok(error) => Failure::from(error),
-        Err(error) => Failure::refused(format!("{error:#}"), "run it again; it leaves nothing behind"),
+    // An error of the page has no context; one of anything else has.
+    let refused = |error: anyhow::Error| match (error.chain().count(), error.downcast_ref::<io::Error>()) {
+        (1, Some(why)) => Failure::from(io::Error::from(why.kind())),
+        _ => Failure::refused(format!("{error:#}"), "run it again; it leaves nothing behind"),
     };
     let program = std::env::current_exe().map_err(|error| refused(error.into()))?;
     let colour = match arguments.color {

@@ -32,8 +32,8 @@ pub enum Current {
     Nothing,
     /// This one.
     Generation(u64),
-    /// The rules were removed on purpose.
-    Removed,
+    /// The rules were removed on purpose, when the highest generation was this one.
+    Removed(u64),
 }
 
 /// A generation.
@@ -207,7 +207,11 @@ pub fn current(files: &dyn Files) -> Result<Current, StateError> {
     let Some(content) = files.read(CURRENT)? else { return Ok(Current::Nothing) };
     let text = String::from_utf8_lossy(&content);
     match text.trim() {
-        REMOVED => Ok(Current::Removed),
+        text if text.starts_with(REMOVED) => {
+            let generation = text.trim_start_matches(REMOVED).trim();
+            // Of one that does not say its number nothing can come after.
+            Ok(Current::Removed(if generation.is_empty() { u64::MAX } else { generation.parse().unwrap_or(u64::MAX) }))
+        }
         number => match number.parse() {
             Ok(generation) => Ok(Current::Generation(generation)),
             Err(_) => Err(StateError::Damaged(CURRENT.to_string(), "it names no generation".to_string())),
@@ -310,8 +314,10 @@ pub fn discard(files: &mut dyn Files, generation: u64) {
 
 /// Remembers that the rules were removed on purpose, so that a boot does not lock the machine down.
 pub fn make_removed(files: &mut dyn Files) -> Result<(), StateError> {
-    files.write(CURRENT, format!("{REMOVED}\n").as_bytes())?;
-    files.remove(REFRESH)?;
+    let last = highest(files)?;
+    files.write(CURRENT, format!("{REMOVED} {last}\n").as_bytes())?;
+    // It only saves work, and is of no generation that counts.
+    let _ = files.remove(REFRESH);
     Ok(())
 }
 

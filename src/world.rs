@@ -162,6 +162,9 @@ pub trait Files {
     /// those who wait are told.
     fn lock(&mut self, purpose: &str) -> Result<(), FileError>;
 
+    /// Gives the lock back.
+    fn unlock(&mut self);
+
     /// Where the files are, for words.
     fn place(&self) -> String;
 }

@@ -267,10 +267,9 @@ fn a_kernel_without_nf_tables_is_named() {
     let arena = applied();
     let before = arena.host.listing();
     let new = new_policy(&arena);
-    let steps = record(&arena, &as_str(&words(&["status"]))).1;
-    let socket = steps.iter().find(|step| step.call == "socket" && step.netlink).expect("it is asked");
+    let without = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=socket", "-e", "inject=socket:error=EPROTONOSUPPORT"];
     for arguments in [words(&["status"]), new] {
-        let ran = run(&interrupted(&arena, &as_str(&arguments), socket, Fault::Error("EPROTONOSUPPORT")));
+        let ran = run(&[without.map(String::from).to_vec(), arena.arguments(&as_str(&arguments))].concat());
         ran.refuses_with(&["nf_tables", "modprobe"]);
     }
     assert_eq!(arena.host.listing(), before);

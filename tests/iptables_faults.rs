@@ -197,6 +197,21 @@ fn a_host_without_nf_tables_is_told_of_no_backend_but_its_own() {
 }
 
 #[test]
+fn what_a_boot_without_nf_tables_loaded_by_iptables_is_shown_refreshed_and_removed_there() {
+    let mut desk = Desk::new();
+    desk.run(&mut Simulated::new(), "apply --force old.yaml").unwrap();
+    desk.run(&mut Bare, "restore").unwrap();
+    assert!(!desk.rules().iter().any(BTreeSet::is_empty));
+    for words in ["status", "refresh"] {
+        let (exit, said) = desk.run(&mut Bare, words).unwrap();
+        assert!(exit == Exit::Done, "{words}: {said}");
+    }
+    let (exit, said) = desk.run(&mut Bare, "remove --yes").unwrap();
+    assert!(exit == Exit::Done && said.contains("removed the rules from iptables"), "{said}");
+    assert!(desk.rules().iter().all(BTreeSet::is_empty));
+}
+
+#[test]
 fn moving_to_nftables_takes_the_rules_of_iptables_away_and_back() {
     let mut desk = Desk::new();
     let mut kernel = Simulated::new();

@@ -78,6 +78,8 @@ fn the_policy_holds_in_both_families_and_is_saved_shown_and_removed() {
         let status = host.egressguard(&["status"]).exits(0).says(&["openai (generation 1, enforce)", "backend     iptables", API_V4]);
         assert!(!status.stdout.contains("missing"), "{}", status.stdout);
         host.egressguard(&["status", "--json"]).exits(0).says(&["\"backend\": \"iptables\"", "\"active\": true"]);
+        host.egressguard(&["diff", "builtin:lockdown"]).exits(3).says(&["held by iptables"]);
+        host.egressguard(&["explain", "--live", "tcp", "to", "192.0.2.1:443"]).exits(3).says(&["held by iptables"]);
         host.egressguard(&["remove", "--yes"]).exits(0).says(&["removed", "iptables"]);
         assert!(host.held().is_empty(), "{:?}", host.held());
         passes(host.world.tcp(STRANGER_V4, 443));

@@ -16,7 +16,7 @@ use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, handover, remove, test};
 use crate::judge::plan::{Plan, plan};
 use crate::judge::{Verdict, traces};
-use crate::pins::{Answer, Confirmation, NamePins, Pins, What};
+use crate::pins::{self, Answer, Confirmation, NamePins, Pins, What};
 use crate::policy::{self, Mode, Policy};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
@@ -50,10 +50,16 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
         // ORDER: after DNS was waited for. Who has nothing to ask, as whoever locks down in a hurry, is not kept waiting by who has.
         world.files.lock("apply")?;
     }
+    // The host may have changed meanwhile.
+    let (facts, missing) = source::facts(&source.policy, world.host)?;
+    if !missing.is_empty() {
+        return Err(Failure::refused(missing.join("\n       "), "create it first, or take the rule out; nothing was changed"));
+    }
     let (backend, before) = (handover::apply::backend(arguments.backend, world.files), state::backend(world.files));
     let earlier = earlier(&source, world, output);
     let pins = earlier.as_ref().map(|earlier| enforce::earlier_pins(&earlier.saved, &source.policy, world.host)).unwrap_or_default();
-    let confirmation = enforce::confirm(&source.policy, &pins, &answers, world.host.now());
+    let clock = world.host.clock();
+    let confirmation = enforce::confirm(&source.policy, &pins, &answers, clock.wall);
     source::warn_of_shared(&source, &arguments.policy.policy, &confirmation.pins, output)?;
     if arguments.skip_tests {
         output.warn(&format!("{} policy tests are skipped", source.policy.tests.len()));
@@ -71,12 +77,13 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
             let told = earlier.and_then(|earlier| earlier.told);
             load(arguments, &source, &facts, told.as_ref(), confirmation, world, output)
         }
-    }?;
-    if backend != before && !arguments.dry_run {
-        // ORDER: the rules of the other packet filter go when the new ones are held: for a moment a packet has to pass both.
+    };
+    if backend != before && !arguments.dry_run && state::backend(world.files) == backend {
+        // ORDER: the rules of the other packet filter go when the new ones are held: for a moment a packet has to pass both. They go
+        // also when something else could not be done after that.
         remove::take_away(before, world)?;
     }
-    Ok(applied)
+    applied
 }
 
 /// What is said of the names: by a file, or by DNS.
@@ -89,7 +96,10 @@ fn answers(
 ) -> Result<BTreeMap<DnsName, Answer>, Failure> {
     let Some(path) = &arguments.pins else { return Ok(enforce::ask(&source.policy, facts, world.resolver, output)) };
     let pins = source::pins(path, world.documents)?;
-    let ended: Vec<String> = pins.unresolved(world.host.now()).map(ToString::to_string).collect();
+    let (now, names) = (world.host.now(), enforce::names(&source.policy).into_iter().collect());
+    let listed = pins.only(&names);
+    let has_ended = |(name, pins): (&DnsName, &NamePins)| (!pins.leases.is_empty() && pins.is_unresolved(now)).then(|| name.to_string());
+    let ended: Vec<String> = listed.names.iter().filter_map(has_ended).collect();
     if !ended.is_empty() {
         output.warn(&format!("the pins of {} in `{path}` have ended; they are taken as if they were confirmed now", ended.join(", ")));
     }
@@ -118,7 +128,7 @@ struct Earlier {
 fn earlier(source: &Source, world: &mut World, output: &mut Output) -> Option<Earlier> {
     let loaded = match state::current(world.files) {
         Ok(Current::Generation(generation)) => state::load(world.files, generation),
-        Ok(Current::Nothing | Current::Removed) => Ok(None),
+        Ok(Current::Nothing | Current::Removed(_)) => Ok(None),
         Err(error) => Err(error),
     };
     match loaded {
@@ -226,7 +236,11 @@ fn load(
     let blocked = !unresolved(&confirmation.pins).is_empty();
     if blocked && arguments.pins.is_none() && loaded.committed.plan.touches_rules() {
         // The rules from before may have refused the questions that the new policy asks.
-        confirmation = enforce::resolve(policy, facts, &confirmation.pins, world.resolver, world.host, output);
+        match ask_again(policy, facts, loaded.generation, &confirmation.pins, world, output) {
+            Some(again) => confirmation = again,
+            // Another run has applied something, and done the rest.
+            None => return report(arguments, policy, &loaded, &confirmation, None, output),
+        }
         if confirmation.changes.iter().any(|change| change.what == What::Added) {
             let again = commit(source, facts, None, &confirmation, Generation::Same(loaded.generation), world)?;
             loaded.committed.kernel = again.committed.kernel;
@@ -248,6 +262,31 @@ fn load(
     }
     let exit = report(arguments, policy, &loaded, &confirmation, revocation.as_ref(), output)?;
     revocation.unwrap_or_default().conclude(exit)
+}
+
+/// Asks once more for every name, now that the rules of this generation are loaded; nothing when it is no longer the one that is
+/// applied. Nobody is kept waiting by it.
+pub fn ask_again(
+    policy: &Policy,
+    facts: &Facts,
+    generation: u64,
+    pins: &Pins,
+    world: &mut World,
+    output: &mut Output,
+) -> Option<Confirmation> {
+    let asked = world.host.clock();
+    world.files.unlock();
+    let answers = enforce::ask(policy, facts, world.resolver, output);
+    if let Err(error) = world.files.lock("apply") {
+        output.warn(&format!("{error}: the next refresh loads what DNS says now"));
+        return None;
+    }
+    if !matches!(state::current(world.files), Ok(Current::Generation(current)) if current == generation) {
+        return None;
+    }
+    let now = world.host.clock();
+    let pins = pins::rebase(pins, &asked, &now, policy.refresh.keep).pins;
+    Some(enforce::confirm(policy, &pins, &answers, now.wall))
 }
 
 /// Under which number a ruleset is loaded.
@@ -366,6 +405,15 @@ pub fn warn_of(confirmation: &Confirmation, output: &mut Output) {
             _ => "it has no pin and is blocked",
         };
         output.warn(&format!("{name}: {words}; {consequence}"));
+    }
+}
+
+/// That a refresh changed nothing.
+pub fn unchanged(policy: &Policy, unresolved: &[String]) -> String {
+    match unresolved {
+        [] => format!("unchanged: every pin of policy `{}` is current", policy.name),
+        [name] => format!("unchanged: policy `{}`, of which {name} has no pin", policy.name),
+        names => format!("unchanged: policy `{}`, of which {} names have no pin", policy.name, names.len()),
     }
 }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::base::packet::{PacketSpec, Peer};
 use crate::command::arguments::{DEFAULT_POLICY, DiffArguments, DiffFormat, FailOn};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, Verbosity, enforce};
+use crate::command::{Exit, Failure, Output, enforce, handover};
 use crate::judge::Verdict;
 use crate::judge::compare::{
     Applied, Change, Decision, Effect, Fit, Kind, Setting, Symbols, Trouble, as_found, compare, lifted, names_in, phrases, settings,
@@ -23,7 +23,7 @@ use crate::ruleset::compile::{Facts, protocol};
 use crate::ruleset::lift::{Found, lift};
 use crate::ruleset::program::{TableDef, TableDump};
 use crate::ruleset::{Ruleset, TABLE_COMMENT};
-use crate::state;
+use crate::state::{self, Backend};
 use crate::world::{Depth, Host, RevisionError, World};
 
 /// What is told of a comparison, whatever it is written as.
@@ -102,8 +102,8 @@ pub fn diff(arguments: &DiffArguments, world: &mut World, output: &mut Output) -
         FailOn::Widens => report.widens() > 0,
     };
     match arguments.format {
-        _ if arguments.json => output.json(&object::write(report))?,
-        DiffFormat::Json => output.json(&object::write(report))?,
+        _ if arguments.json => output.json(&object::Object::of(&report))?,
+        DiffFormat::Json => output.json(&object::Object::of(&report))?,
         DiffFormat::Text => output.say(text::write(&report).trim_end())?,
         DiffFormat::Markdown => output.say(markdown::write(&report).trim_end())?,
         DiffFormat::Github => output.say(github::write(&report).trim_end())?,
@@ -139,11 +139,14 @@ fn at_revision(revision: &str, new: &str, world: &mut World, output: &mut Output
 
 /// Parses a policy that is no longer to be mended: its warnings are nobody's business.
 fn earlier(name: &str, content: Vec<u8>, output: &mut Output) -> Result<Source, Failure> {
-    let quiet = &mut Output { out: &mut *output.out, err: &mut *output.err, style: output.style, verbosity: Verbosity::Quiet };
-    source::parse(name, content, quiet)
+    source::parse(name, content, &mut output.quiet())
 }
 
 fn of_kernel(new: &str, world: &mut World, output: &mut Output) -> Result<Report, Failure> {
+    if handover::held_by(world) == Backend::Iptables {
+        let message = "the rules are held by iptables, and only those of nf_tables can be compared";
+        return Err(Failure::refused(message, "compare two files: `egressguard diff OLD NEW`, or `--git REV`"));
+    }
     let after = source::load(new, world.documents, output)?.policy;
     let (_, there) = world.kernel.observe(Depth::Pins)?;
     let there = there.unwrap_or_else(|| {

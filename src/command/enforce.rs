@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
 use crate::command::{Failure, Output};
-use crate::judge::plan::{Plan, back_to, imagine, plan};
+use crate::judge::plan::{Plan, back_to, imagine, plan, plan_from};
 use crate::pins::{self, Answer, Confirmation, LeaseRules, Outcome, Pins, SpecialAnswers, What};
 use crate::policy::{DnsServer, Policy, PrivateAnswers, Target};
 use crate::ruleset::Ruleset;
@@ -182,7 +182,7 @@ pub fn propose(kernel: &mut dyn Kernel, meant: &Ruleset, told: Option<&Told>, no
         && kernel.generation()? == told.kernel
     {
         let there = imagine(&told.ruleset, now);
-        let plan = plan(Some(&there), meant, now)?;
+        let plan = plan_from(&there, meant, now)?;
         // A renewed element takes what it has counted along, which only the kernel knows.
         if plan.renewed.is_empty() {
             return Ok(Proposal { generation: told.kernel, there: Some(there), source: Knowledge::Told, plan });
@@ -219,23 +219,29 @@ pub fn commit(
     meant: &mut Ruleset,
     told: Option<&Told>,
     host: &dyn Host,
-    choose: &mut dyn FnMut(&mut Ruleset, Proposal, Timestamp) -> Result<Chosen, Failure>,
+    choose: &mut dyn FnMut(&mut Ruleset, &Proposal, Timestamp) -> Result<Chosen, Failure>,
 ) -> Result<Committed, Failure> {
+    // What was done by attempts after which somebody else changed the packet filter again.
+    let mut done = Plan::default();
+    let committed = |change: Plan, kernel: GenerationId, done: &mut Plan| {
+        done.absorb(change);
+        Ok(Committed { plan: std::mem::take(done), kernel })
+    };
     for _ in 0..ATTEMPTS {
         let now = host.now();
         let proposal = propose(kernel, meant, told, now)?;
-        let (generation, there) = (proposal.generation, proposal.there.clone());
-        let Chosen { plan: change, then } = choose(meant, proposal, now)?;
+        let generation = proposal.generation;
+        let Chosen { plan: change, then } = choose(meant, &proposal, now)?;
         if change.is_nothing() {
-            return Ok(Committed { plan: change, kernel: generation });
+            return committed(change, generation, &mut done);
         }
         match (kernel.commit(generation, &change.ops), then) {
-            (Ok(kernel), Then::Nothing) => return Ok(Committed { plan: change, kernel }),
-            (Ok(committed), _) => match read_back(kernel, meant, now, host, committed)? {
-                ReadBack::Same => return Ok(Committed { plan: change, kernel: committed }),
-                ReadBack::Interfered => {}
+            (Ok(kernel), Then::Nothing) => return committed(change, kernel, &mut done),
+            (Ok(made), _) => match read_back(kernel, meant, now, host, made)? {
+                ReadBack::Same => return committed(change, made, &mut done),
+                ReadBack::Interfered => done.absorb(change),
                 ReadBack::Differs(differences) => {
-                    let before = there.as_ref().filter(|_| then == Then::ReadBackOrReturn);
+                    let before = proposal.there.as_ref().filter(|_| then == Then::ReadBackOrReturn);
                     return Err(go_back(kernel, before, &differences, host.now()));
                 }
             },
@@ -245,7 +251,7 @@ pub fn commit(
             // The answer may be lost and the transaction done: what is there decides.
             (Err(error), _) => match kernel.observe(Depth::Pins) {
                 Ok((generation, there)) if plan(there.as_ref(), meant, now)?.is_nothing() => {
-                    return Ok(Committed { plan: change, kernel: generation });
+                    return committed(change, generation, &mut done);
                 }
                 _ => return Err(error.into()),
             },
@@ -257,7 +263,7 @@ pub fn commit(
 /// Carries out all of a proposal, once the ruleset has got its new generation by `number`.
 pub fn all_as<'a>(
     number: &'a mut dyn FnMut(&mut Ruleset) -> Result<(), Failure>,
-) -> impl FnMut(&mut Ruleset, Proposal, Timestamp) -> Result<Chosen, Failure> + 'a {
+) -> impl FnMut(&mut Ruleset, &Proposal, Timestamp) -> Result<Chosen, Failure> + 'a {
     let mut numbered = false;
     move |ruleset, proposal, now| {
         if numbered || proposal.plan.is_nothing() {
@@ -265,14 +271,13 @@ pub fn all_as<'a>(
         }
         number(ruleset)?;
         numbered = true;
-        let plan = plan(proposal.there.as_ref(), ruleset, now)?;
-        all(ruleset, Proposal { plan, ..proposal }, now)
+        Ok(Chosen { plan: plan(proposal.there.as_ref(), ruleset, now)?, then: Then::ReadBackOrReturn })
     }
 }
 
 /// Carries out all of a proposal.
-pub fn all(_: &mut Ruleset, proposal: Proposal, _: Timestamp) -> Result<Chosen, Failure> {
-    Ok(Chosen { plan: proposal.plan, then: Then::ReadBackOrReturn })
+pub fn all(_: &mut Ruleset, proposal: &Proposal, _: Timestamp) -> Result<Chosen, Failure> {
+    Ok(Chosen { plan: proposal.plan.clone(), then: Then::ReadBackOrReturn })
 }
 
 enum ReadBack {
@@ -314,7 +319,7 @@ fn go_back(kernel: &mut dyn Kernel, before: Option<&TableDump>, differences: &[S
     let Some(before) = before else {
         return Failure::refused(
             message,
-            "the rules stay as they are, which refuses more rather than less; please report this with your kernel version",
+            "what was loaded stays; look at it with `egressguard verify`, and please report this with your kernel version",
         );
     };
     let restored =

@@ -11,7 +11,7 @@ use crate::base::name::DnsName;
 use crate::base::net::{Family, from_octets};
 use crate::base::packet::{PacketSpec, Peer, State, spelt};
 use crate::command::arguments::{DEFAULT_POLICY, ExplainArguments};
-use crate::command::{Exit, Failure, Output, Verbosity, enforce, source, verdict};
+use crate::command::{Exit, Failure, Output, Verbosity, enforce, handover, source, verdict};
 use crate::judge::plan::NotOurs;
 use crate::judge::{Packet, Trace, Verdict, judge, port_kinds, symbolic, with_ports};
 use crate::pins::{Lease, Pins};
@@ -62,7 +62,7 @@ pub fn explain(arguments: &ExplainArguments, world: &mut World, output: &mut Out
     let question = ask(&arguments.words, output)?;
     let ground = match (arguments.live, &question.policy) {
         (false, policy) => of_policy(policy.as_deref().unwrap_or(DEFAULT_POLICY), arguments, world, output)?,
-        (true, None) if state::backend(world.files) == Backend::Iptables => {
+        (true, None) if handover::held_by(world) == Backend::Iptables => {
             let message = "the rules are held by iptables, and `--live` judges those of nf_tables";
             return Err(Failure::refused(
                 message,
@@ -198,7 +198,7 @@ fn commented(found: &Found, pins: &mut Pins) {
 fn saved(world: &World, output: &mut Output) -> Option<Saved> {
     let loaded = match state::current(world.files) {
         Ok(Current::Generation(generation)) => state::load(world.files, generation),
-        Ok(Current::Nothing | Current::Removed) => Ok(None),
+        Ok(Current::Nothing | Current::Removed(_)) => Ok(None),
         Err(error) => Err(error),
     };
     loaded.unwrap_or_else(|error| {
@@ -238,7 +238,22 @@ fn answers(question: &Question, ground: &Ground) -> Vec<Answer> {
             None => answers.push(Answer { packets: vec![packet], trace, established, certain }),
         }
     }
-    answers
+    answers.into_iter().flat_map(by_ports).collect()
+}
+
+/// The same answer once for each set of ports that it is the answer for, whatever the addresses.
+fn by_ports(answer: Answer) -> Vec<Answer> {
+    let mut ports: BTreeMap<(IpAddr, IpAddr), Vec<Option<u16>>> = BTreeMap::new();
+    for packet in &answer.packets {
+        ports.entry((packet.source, packet.destination)).or_default().push(packet.payload.destination_port());
+    }
+    let mut split: BTreeMap<Vec<Option<u16>>, Vec<Packet>> = BTreeMap::new();
+    for packet in answer.packets {
+        let of_addresses = ports.get(&(packet.source, packet.destination)).cloned().unwrap_or_default();
+        split.entry(of_addresses).or_default().push(packet);
+    }
+    let one = |packets| Answer { packets, trace: answer.trace.clone(), established: answer.established.clone(), certain: answer.certain };
+    split.into_values().map(one).collect()
 }
 
 /// The trace, and whether it ends like this whatever the rules do that are not understood.

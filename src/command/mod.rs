@@ -21,8 +21,10 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 
 use nix::errno::Errno;
+use serde::Serialize;
 use thiserror::Error;
 
+use crate::base::diagnostic::is_printable;
 use crate::judge::plan::NotOurs;
 use crate::state::StateError;
 use crate::world::{FileError, KernelError, World};
@@ -153,7 +155,7 @@ pub enum Verbosity {
 impl Output<'_> {
     /// The same, for a step whose warnings the user has had already or did not ask for.
     pub fn quiet(&mut self) -> Output<'_> {
-        Output { out: &mut *self.out, err: &mut *self.err, style: Style::Plain, verbosity: Verbosity::Quiet }
+        Output { out: &mut *self.out, err: &mut *self.err, style: self.style, verbosity: Verbosity::Quiet }
     }
 
     /// Something the user should know.
@@ -185,9 +187,11 @@ impl Output<'_> {
     }
 
     /// A JSON object.
-    pub fn json(&mut self, value: &serde_json::Value) -> io::Result<()> {
+    pub fn json(&mut self, value: &impl Serialize) -> io::Result<()> {
         // As one text: standard output writes line by line.
-        heard(self.out.write_all(format!("{value:#}\n").as_bytes()))
+        let mut text = serde_json::to_vec_pretty(value)?;
+        text.push(b'\n');
+        heard(self.out.write_all(&text))
     }
 
     /// How a failure is told.
@@ -214,10 +218,7 @@ pub fn words(error: &io::Error) -> String {
 /// The text without what a terminal obeys or hides behind: names of files, comments of other people's rules and answers of DNS are not
 /// ours. Lines stay lines.
 pub fn harmless(text: &str) -> Cow<'_, str> {
-    let obeyed = |c: char| {
-        (c.is_control() && c != '\n' && c != '\t')
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
+    let obeyed = |c: char| !(is_printable(c) || c == '\n' || c == '\t');
     if !text.contains(obeyed) {
         return Cow::Borrowed(text);
     }

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
 use crate::command::arguments::RefreshArguments;
-use crate::command::enforce::{self, Chosen, Committed, Knowledge, Then, Told};
+use crate::command::enforce::{self, Chosen, Committed, Knowledge, Proposal, Then, Told};
 use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, apply, handover};
@@ -38,12 +38,10 @@ struct Refresh {
     damaged: Option<StateError>,
 }
 
-/// A policy, what the host knows of it now, and what DNS says to its names.
+/// A policy, and what DNS says to its names.
 pub struct Asked {
     /// The policy.
     pub policy: Policy,
-    /// What the host knows.
-    pub facts: Facts,
     /// What DNS says.
     pub answers: BTreeMap<DnsName, Answer>,
 }
@@ -56,16 +54,9 @@ impl Asked {
             return Ok(asked);
         }
         let Source { policy, .. } = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?;
-        // What the host does not tell now is as it was: a user database that is away must not keep the pins from being confirmed.
-        let (facts, missing) = source::facts(&policy, world.host).unwrap_or_else(|failure| {
-            output.warn(&failure.message);
-            (saved.record.facts(&world.host.clock()), Vec::new())
-        });
-        for what in &missing {
-            output.warn(&format!("{what}; the rule is not loaded"));
-        }
+        let facts = facts(saved, &policy, world, &mut output.quiet());
         let answers = enforce::ask(&policy, &facts, world.resolver, output);
-        Ok(Asked { policy, facts, answers })
+        Ok(Asked { policy, answers })
     }
 
     /// Asks about the policy that is applied, as far as that can be told without the lock.
@@ -76,21 +67,35 @@ impl Asked {
     }
 }
 
+/// What the host knows now. What it does not tell is as it was: a user database that is away must not keep the pins from being confirmed.
+pub fn facts(saved: &Saved, policy: &Policy, world: &World, output: &mut Output) -> Facts {
+    let (facts, missing) = source::facts(policy, world.host).unwrap_or_else(|failure| {
+        output.warn(&failure.message);
+        (saved.record.facts(&world.host.clock()), Vec::new())
+    });
+    for what in &missing {
+        output.warn(&format!("{what}; the rule is not loaded"));
+    }
+    facts
+}
+
 /// Runs `refresh`.
 pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     // A kernel that cannot be used is said before DNS is waited for.
-    if state::backend(world.files) == Backend::Nftables {
+    if handover::held_by(world) == Backend::Nftables {
         world.kernel.generation()?;
     }
     // ORDER: the lock after DNS was waited for: a policy that is applied in a hurry is not kept waiting by a timer.
     let asked = Asked::ahead(world, output);
     world.files.lock("refresh")?;
-    if state::backend(world.files) == Backend::Iptables {
+    if handover::held_by(world) == Backend::Iptables {
         return handover::refresh::refresh(arguments, asked, world, output);
     }
     let mut job = find(asked, world, output)?;
-    let Asked { policy, facts, answers } = &job.asked;
-    let confirmation = enforce::confirm(policy, &job.earlier, answers, world.host.now());
+    let Asked { policy, answers } = &job.asked;
+    let facts = &facts(&job.saved, policy, world, output);
+    let clock = world.host.clock();
+    let confirmation = enforce::confirm(policy, &job.earlier, answers, clock.wall);
     let is_known = job.damaged.is_none();
     if let Some(damaged) = job.damaged.take()
         && !apply::unresolved(&confirmation.pins).is_empty()
@@ -114,7 +119,7 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     if !done.committed.plan.is_nothing() || !confirmation.changes.is_empty() {
         // ORDER: after the kernel. A pin that was loaded and not written down is met again by the next answer; one that was written
         // down and not loaded would be missing until then.
-        let record = job.saved.record.at(facts, &world.host.clock());
+        let record = job.saved.record.at(facts, &clock);
         state::save(world.files, &Saved { pins: confirmation.pins.clone(), record, ..job.saved })?;
     }
     // With rules left in place that are not ours the kernel is not what was told.
@@ -129,18 +134,20 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
 fn may_have_narrowed(done: &Done, confirmation: &Confirmation) -> bool {
     let change = &done.committed.plan;
     let ended = |what: &What| matches!(what, What::Gone | What::Refused(_) | What::OverCap);
-    change.touches_rules() || !change.removed.is_empty() || confirmation.changes.iter().any(|change| ended(&change.what))
+    !done.drift.is_empty()
+        || change.touches_rules()
+        || !change.removed.is_empty()
+        || confirmation.changes.iter().any(|change| ended(&change.what))
 }
 
 /// The generation to refresh. When an apply was killed between the kernel and the state, what the kernel holds counts. A kernel that holds
-/// an older generation, or one that was removed, was told so by somebody else, and that is drift.
+/// an older generation, or one that was removed, was told so by somebody else.
 fn find(asked: Option<Asked>, world: &mut World, output: &mut Output) -> Result<Refresh, Failure> {
     let nothing = || Failure::refused("no policy is applied here", "run `egressguard apply POLICY` first");
-    let current = state::current(world.files)?;
-    let mut generation = match current {
-        Current::Generation(generation) => Some(generation),
-        Current::Nothing => None,
-        Current::Removed => return Err(nothing()),
+    let (mut generation, newest) = match state::current(world.files)? {
+        Current::Generation(generation) => (Some(generation), Some(generation)),
+        Current::Nothing => (None, None),
+        Current::Removed(generation) => (None, Some(generation)),
     };
     let last = enforce::last_run(world.files, world.host).filter(|last| Some(last.generation) == generation);
     let undisturbed = match last {
@@ -150,7 +157,7 @@ fn find(asked: Option<Asked>, world: &mut World, output: &mut Output) -> Result<
     if !undisturbed {
         let (_, there) = world.kernel.observe(Depth::Rules)?;
         let held = there.and_then(|dump| lift(&dump, world.host.now()).identity).map(|identity| identity.generation);
-        if let Some(held) = held.filter(|held| Some(*held) > generation)
+        if let Some(held) = held.filter(|held| Some(*held) > newest)
             && state::load(world.files, held)?.is_some()
         {
             output.warn(&format!("an interrupted apply is finished: generation {held} is what the kernel holds"));
@@ -193,19 +200,22 @@ fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &mut Ruleset, world:
     let (mut drift, mut left) = (Vec::new(), false);
     let believed = last.as_ref().map(|_| &told);
     let committed = enforce::commit(world.kernel, meant, believed, world.host, &mut |meant, proposal, now| {
-        let mut rules_differ = false;
+        let (mut found, mut rules_differ) = (Vec::new(), false);
         if proposal.source == Knowledge::Read {
-            (drift, rules_differ) = changed_by_others(proposal.there.as_ref(), &told.ruleset, meant, &job.asked.policy, now)?;
+            (found, rules_differ) = changed_by_others(proposal, &told.ruleset, meant, &job.asked.policy, now)?;
         }
-        if !rules_differ && believed.is_none() {
+        if rules_differ || believed.is_some() {
             // After a boot, or a sleep, the kernel was told what another clock said: other elements are nobody's doing.
-            drift.clear();
+            drift.extend(found.into_iter().filter(|words| !drift.contains(words)).collect::<Vec<_>>());
         }
         left = rules_differ && !arguments.repair;
+        let plan = proposal.plan.clone();
         Ok(match left {
-            true => Chosen { plan: elements_only(proposal.plan, proposal.there.as_ref(), meant), then: Then::Nothing },
-            false if proposal.plan.touches_rules() => Chosen { plan: proposal.plan, then: Then::ReadBack },
-            false => Chosen { plan: proposal.plan, then: Then::Nothing },
+            true => Chosen { plan: elements_only(plan, proposal.there.as_ref(), meant), then: Then::Nothing },
+            false if !plan.touches_rules() => Chosen { plan, then: Then::Nothing },
+            // What somebody else put there is not loaded again.
+            false if rules_differ => Chosen { plan, then: Then::ReadBack },
+            false => Chosen { plan, then: Then::ReadBackOrReturn },
         })
     })?;
     Ok(Done { committed, drift, left })
@@ -213,22 +223,21 @@ fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &mut Ruleset, world:
 
 /// What is not as the kernel was told, in words, and whether that is more than elements.
 fn changed_by_others(
-    there: Option<&TableDump>,
+    proposal: &Proposal,
     told: &Ruleset,
     meant: &Ruleset,
     policy: &Policy,
     now: Timestamp,
 ) -> Result<(Vec<String>, bool), NotOurs> {
+    let there = proposal.there.as_ref();
     let rules = plan(there, told, now)?;
-    if rules.touches_rules() {
+    // What a run loaded that was killed before it wrote that down is what is meant by now.
+    if rules.touches_rules() && proposal.plan.touches_rules() {
         return Ok((rules.differences(), true));
     }
-    // What was loaded by a run that was killed before it wrote that down is meant by now; what was told and is no longer meant may have
-    // gone already.
     let still: Vec<String> = drift(there, meant, policy, now).into_iter().map(|difference| difference.words).collect();
-    // Times are put right without a word.
-    let found = drift(there, told, policy, now).into_iter().filter(|difference| difference.what != "element-changed");
-    Ok((found.map(|difference| difference.words).filter(|words| still.contains(words)).collect(), false))
+    let words = drift(there, told, policy, now).into_iter().map(|difference| difference.words);
+    Ok((words.filter(|words| still.contains(words)).collect(), false))
 }
 
 /// Only the steps that change elements of sets which are there and are what they should be.
@@ -274,10 +283,7 @@ fn report(
             output.say(&format!("drift: {what}"))?;
         }
         if change.is_nothing() {
-            output.say(&match unresolved.len() {
-                0 => format!("unchanged: every pin of policy `{}` is current", policy.name),
-                names => format!("unchanged: policy `{}` has {names} names without a pin", policy.name),
-            })?;
+            output.say(&apply::unchanged(policy, &unresolved))?;
         } else {
             let verb = if change.touches_rules() { "restored the rules" } else { "refreshed the pins" };
             output.say(&format!("{verb} of policy `{}`", policy.name))?;

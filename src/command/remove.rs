@@ -15,14 +15,19 @@ const ATTEMPTS: usize = 8;
 
 /// Runs `remove`.
 pub fn remove(arguments: &RemoveArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
-    let backend = state::backend(world.files);
+    let backend = handover::held_by(world);
     if is_there(backend, world)? && !arguments.yes && !confirmed(output)? {
         return Err(Failure::wrong("not removed", "say `--yes` to remove the rules without being asked"));
     }
     world.files.lock("remove")?;
+    // Another run may have moved the rules to the other packet filter meanwhile.
+    let backend = handover::held_by(world);
     // ORDER: first what a boot would load, then the rules: killed between the two, the host is closed until the next boot.
     state::make_removed(world.files).map_err(|error| Failure {
-        help: Some("nothing was removed; `nft delete table inet egressguard` opens the host until the next boot".to_string()),
+        help: Some(match backend {
+            Backend::Nftables => "nothing was removed; `nft delete table inet egressguard` opens the host until the next boot".to_string(),
+            Backend::Iptables => "nothing was removed; make room in the state directory, then run this again".to_string(),
+        }),
         ..Failure::from(error)
     })?;
     let words = match (take_away(backend, world)?, backend) {

@@ -27,7 +27,7 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
         output.warn(&format!("{error}: going on without the lock"));
     }
     let restored = match state::current(world.files) {
-        Ok(Current::Removed) => {
+        Ok(Current::Removed(_)) => {
             output.say("the rules were removed with `egressguard remove`: nothing is loaded")?;
             return Ok(Exit::Done);
         }

@@ -57,7 +57,7 @@ struct Expected {
 pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let now = world.host.now();
     let expected = expected(world, output)?;
-    let backend = state::backend(world.files);
+    let backend = handover::held_by(world);
     let Held { identity, nameless, drift, counted, quarantined } = match backend {
         Backend::Nftables => by_nftables(expected.as_ref(), now, world)?,
         Backend::Iptables => by_iptables(expected.as_ref(), now, world)?,
@@ -66,7 +66,8 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
     let saved = expected.as_ref().map(|expected| &expected.saved);
     let pins = expected.as_ref().map(|expected| shown(&expected.pins, &counted, now)).unwrap_or_default();
     let every = expected.as_ref().map(|expected| expected.policy.refresh.every);
-    let unresolved: Vec<String> = saved.map_or_else(Vec::new, |saved| saved.pins.unresolved(now).map(ToString::to_string).collect());
+    let unresolved: Vec<String> =
+        expected.as_ref().map_or_else(Vec::new, |expected| expected.pins.unresolved(now).map(ToString::to_string).collect());
     let next = last.as_ref().zip(every).map(|(last, every)| Timestamp(last.at).plus(every));
     let mode = identity.as_ref().map(|identity| if identity.mode == Mode::Observe { "observe" } else { "enforce" });
     let healthy = identity.is_some() && drift.is_empty();
@@ -121,11 +122,10 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
 fn expected(world: &World, output: &mut Output) -> Result<Option<Expected>, Failure> {
     let saved = match state::current(world.files)? {
         Current::Generation(generation) => state::load(world.files, generation)?,
-        Current::Nothing | Current::Removed => None,
+        Current::Nothing | Current::Removed(_) => None,
     };
     let Some(saved) = saved else { return Ok(None) };
-    let style = output.style;
-    let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut Output { style, ..output.quiet() })?.policy;
+    let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
     let pins = enforce::earlier_pins(&saved, &policy, world.host);
     let meant = compile(&policy, &pins, &saved.record.facts(&world.host.clock()), saved.record.generation).loadable();
     Ok(Some(Expected { saved, policy, pins, meant }))

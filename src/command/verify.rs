@@ -21,7 +21,7 @@ pub fn verify(arguments: &VerifyArguments, world: &mut World, output: &mut Outpu
     let saved = state::load(world.files, generation)?.ok_or_else(nothing)?;
     let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
     let meant = enforce::earlier_rules(&saved, &policy, world.host);
-    let backend = saved.record.backend;
+    let backend = handover::held_by(world);
     let mut look = || -> Result<Vec<Difference>, Failure> {
         if backend == Backend::Iptables {
             let words = handover::differences(&meant, &saved.record.facts(&world.host.clock()), world.host.now(), world.programs)?;

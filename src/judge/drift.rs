@@ -205,7 +205,7 @@ impl Differ<'_> {
     }
 
     fn added(&mut self, set: &Set, key: &Key, there: &Element) {
-        let named = if there.comment.is_empty() { String::new() } else { format!(", which calls itself `{}`", there.comment) };
+        let named = if there.comment.is_empty() { String::new() } else { format!(", which calls itself `{}`", one_line(&there.comment)) };
         let element = element(set, key, there.last.as_ref());
         let words = format!("{element} is in set `{}`, and no line of the policy puts it there{named}", set.def.name);
         self.say("element-added", None, None, words);
@@ -227,7 +227,7 @@ impl Differ<'_> {
             (there, meant) => differences.push(format!("it {} instead of: {}", ended(there), ended(meant))),
         }
         if there.comment != meant.comment {
-            differences.push(format!("it calls itself `{}`", there.comment));
+            differences.push(format!("it calls itself `{}`", one_line(&there.comment)));
         }
         if !differences.is_empty() {
             let words =
@@ -401,4 +401,9 @@ fn lasting(period: Period) -> String {
         seconds @ 120..=7199 => format!("{} min", seconds / 60),
         seconds => format!("{} h", seconds / 3600),
     }
+}
+
+/// A comment of somebody else, who could write lines of his own into a report.
+fn one_line(comment: &str) -> String {
+    comment.replace(char::is_control, "?")
 }

@@ -67,6 +67,20 @@ impl Plan {
         self.fresh || !self.chains.is_empty() || !self.sets.is_empty() || !self.foreign.is_empty()
     }
 
+    /// Adds what was done after it.
+    pub fn absorb(&mut self, later: Plan) {
+        self.ops.extend(later.ops);
+        self.fresh |= later.fresh;
+        for (all, more) in [(&mut self.chains, later.chains), (&mut self.sets, later.sets), (&mut self.foreign, later.foreign)] {
+            all.extend(more);
+            all.sort();
+            all.dedup();
+        }
+        for (all, more) in [(&mut self.added, later.added), (&mut self.removed, later.removed), (&mut self.renewed, later.renewed)] {
+            all.extend(more);
+        }
+    }
+
     /// Whether nothing but times of elements that are there changes.
     pub fn changes_times_only(&self) -> bool {
         !self.touches_rules() && self.added.is_empty() && self.removed.is_empty()
@@ -94,6 +108,15 @@ impl Plan {
 
 /// Plans the change from what was observed to what is meant at `now`.
 pub fn plan(observed: Option<&TableDump>, meant: &Ruleset, now: Timestamp) -> Result<Plan, NotOurs> {
+    plan_within(slack, observed, meant, now)
+}
+
+/// Plans the change from one ruleset to another. Both are exact, and a renewal that is too small for today may be one of many.
+pub fn plan_from(told: &TableDump, meant: &Ruleset, now: Timestamp) -> Result<Plan, NotOurs> {
+    plan_within(|_| 0, Some(told), meant, now)
+}
+
+fn plan_within(slack: fn(i64) -> i64, observed: Option<&TableDump>, meant: &Ruleset, now: Timestamp) -> Result<Plan, NotOurs> {
     let target = lower(meant, now);
     let Some(dump) = observed else { return Ok(from_nothing(&target)) };
     if dump.table.comment != TABLE_COMMENT {
@@ -106,7 +129,7 @@ pub fn plan(observed: Option<&TableDump>, meant: &Ruleset, now: Timestamp) -> Re
         plan.foreign = lift(dump, now).foreign;
         return Ok(plan);
     }
-    Ok(Differ { dump, found: lift(dump, now), meant, target: &target, now, plan: Plan::default() }.run())
+    Ok(Differ { dump, found: lift(dump, now), meant, target: &target, now, slack, plan: Plan::default() }.run())
 }
 
 fn from_nothing(target: &TableDump) -> Plan {
@@ -132,7 +155,7 @@ fn change(set: &SetDef, key: &Key, element: &Element) -> ElementChange {
     ElementChange {
         set: set.name.clone(),
         element: crate::ruleset::text::write_key(&set.key, key, element.last.as_ref()),
-        comment: element.comment.clone(),
+        comment: element.comment.replace(char::is_control, "?"),
     }
 }
 
@@ -142,6 +165,8 @@ struct Differ<'a> {
     meant: &'a Ruleset,
     target: &'a TableDump,
     now: Timestamp,
+    /// How far ends may be apart that are the same, of an element that has so long to live.
+    slack: fn(i64) -> i64,
     plan: Plan,
 }
 
@@ -233,7 +258,7 @@ impl Differ<'_> {
         for (key, element) in meant {
             match there.members.get(key).zip(members.get(key)) {
                 None => drop(added.insert(key.clone(), element.clone())),
-                Some((found, meant)) if same_member(found, meant, self.now) => {}
+                Some((found, meant)) if same_member(found, meant, |end| (self.slack)(end.0 - self.now.0)) => {}
                 Some(_) => {
                     let counted = raw.get(key).and_then(|raw| raw.counted);
                     renewed.insert(key.clone(), Element { counted, ..element.clone() });
@@ -280,11 +305,11 @@ fn bare(element: &Element) -> Element {
     Element { expires_ms: None, counted: None, ..element.clone() }
 }
 
-/// Whether an element found is the one meant; ends may differ by their [`slack`].
-fn same_member(found: &Member, meant: &Member, now: Timestamp) -> bool {
+/// Whether an element found is the one meant; ends may differ by this much.
+fn same_member(found: &Member, meant: &Member, apart: impl FnOnce(Timestamp) -> i64) -> bool {
     let same_end = match (found.expires, meant.expires) {
         (None, None) => true,
-        (Some(found), Some(meant)) => (found.0 - meant.0).abs() <= slack(meant.0 - now.0),
+        (Some(found), Some(meant)) => (found.0 - meant.0).abs() <= apart(meant),
         _ => false,
     };
     same_end && found.last == meant.last && found.comment == meant.comment
@@ -304,8 +329,8 @@ pub fn imagine(ruleset: &Ruleset, now: Timestamp) -> TableDump {
 }
 
 /// The steps that load again what was there before in place of what is there now. Sets that rules fill stay as they are: nobody who is
-/// cut off is let go by it, and nothing that was counted is lost. Only where something in it is not understood the table is made anew,
-/// and elements keep the time they had left.
+/// cut off is let go by it, and nothing that was counted is lost. Only where something in it is not understood the table is made anew;
+/// then elements keep the time they had left, and what rules have filled and counted is lost.
 pub fn back_to(before: &TableDump, there: Option<&TableDump>, now: Timestamp) -> Vec<Op> {
     let found = lift(before, now);
     let ruleset = found.ruleset(&Action::Drop);

@@ -151,6 +151,10 @@ impl Files for StateDirectory {
         Ok(())
     }
 
+    fn unlock(&mut self) {
+        self.lock = None;
+    }
+
     fn place(&self) -> String {
         self.path.display().to_string()
     }

@@ -1,32 +1,50 @@
 //! A comparison for programs: `egressguard.diff/1`.
 
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use crate::command::diff::{Place, Report, Told, effect, kind};
 use crate::judge::Verdict;
 use crate::judge::compare::{Fit, Kind, Setting, Space, Symbols, space};
 
-/// The whole object. Of a large comparison it is the larger half, so the report goes as the object grows.
-pub fn write(report: Report) -> Value {
-    let (same, widens, narrows, reroutes) = (report.is_same(), report.widens(), report.narrows(), report.count(Kind::Reroutes));
-    let Report { old, new, changes, settings, symbols, .. } = report;
-    let changes: Vec<Value> = changes.into_iter().map(|told| change(&told, &symbols)).collect();
-    let mut object = json!({
-        "schema": "egressguard.diff/1",
-        "same": same,
-        "old": old,
-        "new": new,
-        "widens": widens,
-        "narrows": narrows,
-        "reroutes": reroutes,
-        "changes": null,
-        "settings": settings.iter().map(setting).collect::<Vec<_>>(),
-    });
-    if let Value::Object(fields) = &mut object {
-        // In its place, and not copied, as `json!` would.
-        fields.insert("changes".to_string(), Value::Array(changes));
+/// The whole object. It is made piece by piece as it is written: of a large comparison it would be the larger half.
+#[derive(Serialize)]
+pub struct Object<'a> {
+    schema: &'static str,
+    same: bool,
+    old: &'a str,
+    new: &'a str,
+    widens: usize,
+    narrows: usize,
+    reroutes: usize,
+    changes: Changes<'a>,
+    settings: Vec<Value>,
+}
+
+/// The changes of a report.
+struct Changes<'a>(&'a Report);
+
+impl<'a> Object<'a> {
+    /// The object of a report.
+    pub fn of(report: &'a Report) -> Object<'a> {
+        Object {
+            schema: "egressguard.diff/1",
+            same: report.is_same(),
+            old: &report.old,
+            new: &report.new,
+            widens: report.widens(),
+            narrows: report.narrows(),
+            reroutes: report.count(Kind::Reroutes),
+            changes: Changes(report),
+            settings: report.settings.iter().map(setting).collect(),
+        }
     }
-    object
+}
+
+impl Serialize for Changes<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.changes.iter().map(|told| change(told, &self.0.symbols)))
+    }
 }
 
 fn change(told: &Told, symbols: &Symbols) -> Value {

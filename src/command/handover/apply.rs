@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::command::apply::{describe_revocation, unresolved, warn_of};
+use crate::command::apply::{ask_again, describe_revocation, unresolved, warn_of};
 use crate::command::arguments::{ApplyArguments, BackendName};
 use crate::command::handover::{Given, RESTORE, exported, load, observe};
 use crate::command::revoke::{self, Revocation};
@@ -47,7 +47,10 @@ pub fn apply(
     let blocked = !unresolved(&confirmation.pins).is_empty();
     if blocked && arguments.pins.is_none() && change.touches_rules() {
         // The rules from before may have refused the questions that the new policy asks.
-        confirmation = enforce::resolve(&source.policy, facts, &confirmation.pins, world.resolver, world.host, output);
+        match ask_again(&source.policy, facts, generation, &confirmation.pins, world, output) {
+            Some(again) => confirmation = again,
+            None => return report(arguments, &source.policy, generation, &change, &confirmation, None, output),
+        }
         if confirmation.changes.iter().any(|change| change.what == What::Added) {
             let (with_more, again) = commit(source, facts, &confirmation, Generation::Same(generation), world, output)?;
             change.added.extend(again.added);

@@ -20,7 +20,8 @@ use crate::pins::Pins;
 use crate::policy::{DnsServer, Policy, Scope};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
-use crate::world::{Host, ProgramError, Programs};
+use crate::state::{self, Backend};
+use crate::world::{Host, KernelError, ProgramError, Programs, World};
 
 /// The programs that load a family's rules, IPv4 first, and those that print them.
 const RESTORE: [&str; 2] = ["iptables-restore", "ip6tables-restore"];
@@ -77,6 +78,15 @@ fn conventional_facts(policy: &Policy) -> Facts {
         }
     }
     facts
+}
+
+/// Which packet filter holds the rules. Where there is no nf_tables `restore` has loaded them by iptables, whatever the state says.
+pub fn held_by(world: &mut World) -> Backend {
+    let backend = state::backend(world.files);
+    let fell_back = backend == Backend::Nftables
+        && matches!(world.kernel.generation(), Err(KernelError::NoNfTables(_)))
+        && observe(world.programs).is_ok_and(|there| there.is_ours());
+    if fell_back { Backend::Iptables } else { backend }
 }
 
 /// What of ours iptables, ip6tables and ipset hold.

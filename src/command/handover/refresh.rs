@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::command::arguments::RefreshArguments;
 use crate::command::handover::apply::{change_json, describe};
 use crate::command::handover::{Given, exported, load, observe};
-use crate::command::refresh::Asked;
+use crate::command::refresh::{self, Asked};
 use crate::command::revoke::{self, Revocation};
 use crate::command::{Exit, Failure, Output, apply, enforce};
 use crate::export::iptables::export;
@@ -21,10 +21,12 @@ use crate::world::World;
 pub fn refresh(arguments: &RefreshArguments, asked: Option<Asked>, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let (saved, last) = current(world, output)?;
     let repairs = arguments.repair || last == LastApply::Interrupted;
-    let Asked { policy, facts, answers } = Asked::about(&saved, asked, world, output)?;
+    let Asked { policy, answers, .. } = Asked::about(&saved, asked, world, output)?;
+    let facts = refresh::facts(&saved, &policy, world, output);
     let earlier = enforce::earlier_pins(&saved, &policy, world.host);
     let told = saved.record.facts(&world.host.clock());
-    let now = world.host.now();
+    let clock = world.host.clock();
+    let now = clock.wall;
     let confirmation = enforce::confirm(&policy, &earlier, &answers, now);
     let generation = saved.record.generation;
     let before = observe(world.programs)?;
@@ -59,7 +61,7 @@ pub fn refresh(arguments: &RefreshArguments, asked: Option<Asked>, world: &mut W
     };
     if !change.is_nothing() || !confirmation.changes.is_empty() {
         // ORDER: after the kernel. A pin that was loaded and not written down is met again by the next answer.
-        let record = saved.record.at(&facts, &world.host.clock());
+        let record = saved.record.at(&facts, &clock);
         state::save(world.files, &Saved { pins: confirmation.pins.clone(), record, ..saved })?;
     }
     let whole = is_ours && revoke::is_complete(revocation.as_ref());
@@ -82,12 +84,13 @@ enum LastApply {
 /// The generation to refresh. When a run was killed after it had loaded something, the newest rules count.
 fn current(world: &mut World, output: &mut Output) -> Result<(Saved, LastApply), Failure> {
     let nothing = || Failure::refused("no policy is applied here", "run `egressguard apply POLICY` first");
-    let current = match state::current(world.files)? {
-        Current::Generation(generation) => Some(generation),
-        Current::Nothing | Current::Removed => None,
+    let (current, last) = match state::current(world.files)? {
+        Current::Generation(generation) => (Some(generation), Some(generation)),
+        Current::Nothing => (None, None),
+        Current::Removed(generation) => (None, Some(generation)),
     };
     let held = observe(world.programs)?.identities();
-    let newest = held.into_iter().flatten().map(|identity| identity.generation).max().filter(|held| Some(*held) > current);
+    let newest = held.into_iter().flatten().map(|identity| identity.generation).max().filter(|held| Some(*held) > last);
     if let Some(held) = newest
         && let Some(saved) = state::load(world.files, held)?
     {
@@ -128,7 +131,7 @@ fn report(
             output.say(&format!("drift: {what}"))?;
         }
         if change.is_nothing() {
-            output.say(&format!("unchanged: every pin of policy `{}` is current", policy.name))?;
+            output.say(&apply::unchanged(policy, &unresolved))?;
         } else {
             let verb = if change.touches_rules() { "restored the rules" } else { "refreshed the pins" };
             output.say(&format!("{verb} of policy `{}`", policy.name))?;

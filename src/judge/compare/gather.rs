@@ -1,7 +1,7 @@
 //! Boxes that were found at one place after another, joined again: across families, directions and whatever else they differ in
 //! alone. What is joined covers exactly what its boxes cover.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::net::{Family, Protocol};
 use crate::base::packet::Direction;
@@ -214,7 +214,7 @@ fn joined(mut boxes: Vec<Bounds>) -> Vec<Bounds> {
 /// Joins boxes that differ along one dimension only.
 fn along(dimension: Dimension, boxes: Vec<Bounds>) -> Vec<Bounds> {
     let mut rests: Vec<(Bounds, Option<Vec<Values>>)> = Vec::new();
-    let mut numbers: HashMap<Bounds, usize> = HashMap::new();
+    let mut numbers: BTreeMap<Bounds, usize> = BTreeMap::new();
     for mut bounds in boxes {
         let at = bounds.iter().position(|bound| bound.0 == dimension);
         let values = at.map(|at| bounds.remove(at).1);
@@ -259,7 +259,10 @@ fn depended(dimension: Dimension, without: Values, depending: &[Dimension], boxe
     };
     let (alone, mut others): (Vec<Bounds>, Vec<Bounds>) =
         boxes.into_iter().partition(|bounds| of(bounds).as_ref() == Some(&without) && !bounded(bounds));
-    let mut numbers: HashMap<Bounds, usize> = HashMap::new();
+    if alone.is_empty() {
+        return others;
+    }
+    let mut numbers: BTreeMap<Bounds, usize> = BTreeMap::new();
     for (number, bounds) in others.iter().enumerate().filter(|(_, bounds)| bounded(bounds)) {
         numbers.entry(rest(bounds)).or_insert(number);
     }
