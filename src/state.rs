@@ -58,6 +58,16 @@ pub enum Backend {
     Iptables,
 }
 
+impl Backend {
+    /// The one that this one is not.
+    pub fn other(self) -> Backend {
+        match self {
+            Backend::Nftables => Backend::Iptables,
+            Backend::Iptables => Backend::Nftables,
+        }
+    }
+}
+
 /// What is known of a generation besides its policy and pins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -230,6 +240,13 @@ pub fn backend(files: &dyn Files) -> Backend {
     record.and_then(|record| serde_json::from_slice::<Record>(&record).ok()).map(|record| record.backend).unwrap_or_default()
 }
 
+/// Whether a generation that is still remembered was held by this packet filter.
+pub fn was_held_by(files: &dyn Files, backend: Backend) -> bool {
+    let names = files.list().unwrap_or_default();
+    let records = names.iter().filter(|name| name.starts_with("state-")).filter_map(|name| files.read(name).ok().flatten());
+    records.filter_map(|record| serde_json::from_slice::<Record>(&record).ok()).any(|record| record.backend == backend)
+}
+
 /// The highest number that any generation of this directory has; 0 without any.
 pub fn highest(files: &dyn Files) -> Result<u64, StateError> {
     let numbers = files.list()?.into_iter().filter_map(|name| generation_of(&name));
@@ -259,11 +276,6 @@ pub fn load_without_pins(files: &dyn Files, generation: u64) -> Result<Option<Sa
         return Err(StateError::Damaged(policy_name, "its digest is another".to_string()));
     }
     Ok(Some(Saved { policy, pins: Pins::default(), record }))
-}
-
-/// Reads the policy of a generation whose record is damaged or gone: nothing then tells whether the policy is what was applied.
-pub fn load_policy(files: &dyn Files, generation: u64) -> Option<Vec<u8>> {
-    files.read(&names(generation)[0]).ok().flatten()
 }
 
 fn read_pins(content: &[u8]) -> Result<Pins, String> {

@@ -97,6 +97,18 @@ fn a_missing_file_of_the_generation_closes_the_host() {
 }
 
 #[test]
+fn a_wrong_policy_is_wrong_whether_anybody_reads_it_or_not() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let policy = directory.path().join("wrong.yaml");
+    fs::write(&policy, "version: 1\nbogus: 1\n").expect("the directory is ours");
+    let (reader, writer) = nix::unistd::pipe().expect("a pipe");
+    drop(reader);
+    let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_egressguard"));
+    let status = check.arg("check").arg(&policy).stderr(std::process::Stdio::from(writer)).status().expect("it runs");
+    assert_eq!(status.code(), Some(2));
+}
+
+#[test]
 fn a_damaged_pins_file_of_the_user_is_the_wrong_question() {
     or_skip!();
     let arena = applied();

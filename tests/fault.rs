@@ -255,7 +255,8 @@ impl Scenario {
             let made = steps.iter().filter(|step| step.call == call).count();
             let hit = summary.hit.get(call).copied().unwrap_or(0);
             // A question to DNS may be asked once less or once more.
-            assert!(hit + 4 >= made, "only {hit} of {made} `{call}` were interrupted");
+            let of_them: Vec<&str> = steps.iter().filter(|step| step.call == call).map(|step| step.text.as_str()).collect();
+            assert!(hit + 4 >= made, "only {hit} of {made} `{call}` were interrupted: {of_them:#?}");
         }
     }
 

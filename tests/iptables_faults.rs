@@ -212,6 +212,21 @@ fn what_a_boot_without_nf_tables_loaded_by_iptables_is_shown_refreshed_and_remov
 }
 
 #[test]
+fn what_a_killed_move_has_left_in_the_other_packet_filter_goes_with_the_next_run() {
+    for words in ["remove --yes", "refresh"] {
+        let mut desk = Desk::new();
+        let mut kernel = Simulated::new();
+        desk.apply("old.yaml").unwrap();
+        desk.run(&mut kernel, "apply --force --backend nftables new.yaml").unwrap();
+        // By iptables again, as if they had never gone, and no note that the move came to its end.
+        desk.run(&mut Bare, "restore").unwrap();
+        assert!(!desk.rules().iter().any(BTreeSet::is_empty));
+        desk.run(&mut kernel, words).unwrap();
+        assert!(desk.rules().iter().all(BTreeSet::is_empty), "{words}");
+    }
+}
+
+#[test]
 fn moving_to_nftables_takes_the_rules_of_iptables_away_and_back() {
     let mut desk = Desk::new();
     let mut kernel = Simulated::new();

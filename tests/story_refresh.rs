@@ -198,6 +198,59 @@ fn a_network_that_somebody_makes_wider_is_drift_and_what_came_through_ends() {
 }
 
 #[test]
+fn a_repair_closes_the_host_before_it_waits_for_dns() {
+    let Some(world) = World::new() else { return };
+    let policy = world.policy(&format!("version: 1\noutbound:\n  - to: {API}\ndns: {{servers: [{SILENCE_V4}]}}\n"));
+    let pins = world.state().with_file_name("pins").display().to_string();
+    world.egressguard(&["resolve", "builtin:openai", "-o", &pins]).exits(0);
+    world.egressguard(&["apply", &policy, "--pins", &pins]).exits(0);
+    world.nft(&["delete", "table", "inet", "egressguard"]).exits(0);
+    std::thread::scope(|scope| {
+        let repair = scope.spawn(|| world.egressguard(&["refresh", "--repair"]));
+        while world.rules().is_none() && !repair.is_finished() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert!(!repair.is_finished(), "the rules came after DNS");
+        passes(world.tls(API_V4));
+        is_refused(world.tcp(STRANGER_V4, 443));
+        repair.join().unwrap().exits(0).says(&["drift: ", "restored the rules"]);
+    });
+}
+
+#[test]
+fn a_repair_that_has_lost_its_state_closes_an_open_host() {
+    let Some(world) = World::new() else { return };
+    for file in ["state-1.json", "policy-1.yaml"] {
+        let _ = std::fs::remove_dir_all(world.state());
+        world.egressguard(DEFAULT).exits(0);
+        std::fs::write(world.state().join(file), "").unwrap();
+        world.nft(&["delete", "table", "inet", "egressguard"]).exits(0);
+        world.egressguard(&["refresh", "--repair"]).exits(3).says(&[file, "the host is closed"]);
+        is_refused(world.tcp(STRANGER_V4, 443));
+        world.nft(&["delete", "table", "inet", "egressguard"]).exits(0);
+    }
+}
+
+#[test]
+fn a_policy_that_nothing_proves_is_not_restored() {
+    let Some(world) = World::new() else { return };
+    for gone in [true, false] {
+        let _ = std::fs::remove_dir_all(world.state());
+        world.egressguard(DEFAULT).exits(0);
+        world.nft(&["delete", "table", "inet", "egressguard"]).exits(0);
+        std::fs::write(world.state().join("policy-1.yaml"), "version: 1\nmode: observe\n").unwrap();
+        match gone {
+            true => std::fs::remove_file(world.state().join("state-1.json")).unwrap(),
+            false => std::fs::write(world.state().join("state-1.json"), "").unwrap(),
+        }
+        world.egressguard(&["restore"]).exits(3).says(&["the host is closed"]);
+        is_refused(world.tcp(STRANGER_V4, 443));
+        world.egressguard(&["status"]).says(&["lockdown"]);
+        world.nft(&["delete", "table", "inet", "egressguard"]).exits(0);
+    }
+}
+
+#[test]
 fn an_apply_that_was_killed_after_a_removal_is_finished() {
     let Some(world) = World::new() else { return };
     world.egressguard(DEFAULT).exits(0);

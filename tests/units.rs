@@ -266,7 +266,7 @@ confined() {
 confined "$2/lockdown" "$1" --state-dir "$2/state" restore || exit 10
 "$1" --state-dir "$2/state" apply --force "$2/policy.yaml"; [ $? -eq 1 ] || exit 11
 nft delete table inet egressguard || exit 12
-confined "$2/restore" "$1" --state-dir "$2/state" restore || exit 13
+confined "$2/restore" "$1" --state-dir "$2/state" restore; [ $? -eq 1 ] || exit 13
 nft list table inet egressguard >/dev/null || exit 14
 confined "$2/refresh" "$1" --state-dir "$2/state" refresh --repair; [ $? -eq 1 ] || exit 15
 "#;

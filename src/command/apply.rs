@@ -16,7 +16,7 @@ use crate::command::source::{self, Source};
 use crate::command::{Exit, Failure, Output, handover, remove, test};
 use crate::judge::plan::{Plan, plan};
 use crate::judge::{Verdict, traces};
-use crate::pins::{self, Answer, Confirmation, NamePins, Pins, What};
+use crate::pins::{self, Answer, Confirmation, NamePins, Outcome, Pins, What};
 use crate::policy::{self, Mode, Policy};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
@@ -61,6 +61,9 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     let clock = world.host.clock();
     let confirmation = enforce::confirm(&source.policy, &pins, &answers, clock.wall);
     source::warn_of_shared(&source, &arguments.policy.policy, &confirmation.pins, output)?;
+    if arguments.dry_run {
+        warn_of(&confirmation, output);
+    }
     if arguments.skip_tests {
         output.warn(&format!("{} policy tests are skipped", source.policy.tests.len()));
     } else if let Some(failing) = test::failing(&source.policy, &confirmation.pins, &facts) {
@@ -400,17 +403,32 @@ fn report(
 /// Says what went wrong with names.
 pub fn warn_of(confirmation: &Confirmation, output: &mut Output) {
     for (name, words) in enforce::problems(confirmation) {
-        let consequence = match confirmation.pins.names.get(&name) {
-            Some(pins) if !pins.leases.is_empty() => "its pins stay until they expire",
+        let pinned = confirmation.pins.names.get(&name).is_some_and(|pins| !pins.leases.is_empty());
+        let consequence = match confirmation.outcomes.get(&name) {
+            Some(Outcome::Confirmed { .. }) if pinned => "the rest of the answer is pinned",
+            _ if pinned => "its pins stay until they expire",
             _ => "it has no pin and is blocked",
         };
         output.warn(&format!("{name}: {words}; {consequence}"));
     }
 }
 
+/// How many names DNS did not confirm.
+pub fn unconfirmed(confirmation: &Confirmation) -> usize {
+    confirmation.outcomes.values().filter(|outcome| !matches!(outcome, Outcome::Confirmed { .. })).count()
+}
+
+/// What went wrong with names, as JSON.
+pub fn problems_json(confirmation: &Confirmation) -> Value {
+    enforce::problems(confirmation).into_iter().map(|(name, words)| (name.to_string(), Value::String(words))).collect()
+}
+
 /// That a refresh changed nothing.
-pub fn unchanged(policy: &Policy, unresolved: &[String]) -> String {
+pub fn unchanged(policy: &Policy, unresolved: &[String], problems: usize) -> String {
     match unresolved {
+        [] if problems > 0 => {
+            format!("unchanged: the pins of policy `{}` are kept, {problems} of its names were not confirmed", policy.name)
+        }
         [] => format!("unchanged: every pin of policy `{}` is current", policy.name),
         [name] => format!("unchanged: policy `{}`, of which {name} has no pin", policy.name),
         names => format!("unchanged: policy `{}`, of which {} names have no pin", policy.name, names.len()),

@@ -17,6 +17,9 @@ use crate::world::{Depth, Files, Host, Kernel, KernelError, Resolver};
 /// How often a commit is planned again when somebody else changes the packet filter meanwhile.
 const ATTEMPTS: usize = 8;
 
+/// The most refused addresses of a name that are listed.
+const REFUSED: usize = 4;
+
 /// What a commit did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
@@ -103,7 +106,12 @@ pub fn problems(confirmation: &Confirmation) -> BTreeMap<DnsName, String> {
             Outcome::Confirmed { complaints, .. } => complaints.clone(),
             Outcome::Kept { why, .. } | Outcome::Unresolved { why } => vec![why.clone()],
         };
-        words.extend(refused.remove(name).unwrap_or_default());
+        let of_name = refused.remove(name).unwrap_or_default();
+        let more = of_name.len().saturating_sub(REFUSED);
+        words.extend(of_name.into_iter().take(REFUSED));
+        if more > 0 {
+            words.push(format!("and {more} more"));
+        }
         if !words.is_empty() {
             problems.insert(name.clone(), words.join("; "));
         }

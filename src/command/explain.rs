@@ -202,7 +202,7 @@ fn saved(world: &World, output: &mut Output) -> Option<Saved> {
         Err(error) => Err(error),
     };
     loaded.unwrap_or_else(|error| {
-        output.detail(&format!("{error}: no pins are known"));
+        output.warn(&format!("{error}: no pins are known"));
         None
     })
 }

@@ -97,7 +97,7 @@ impl From<StateError> for Failure {
         match error {
             StateError::File(error) => error.into(),
             damaged @ StateError::Damaged(..) => {
-                Failure::refused(damaged.to_string(), "the rules in the kernel stay; run `egressguard apply POLICY` to write it anew")
+                Failure::refused(damaged.to_string(), "no rule was changed; run `egressguard apply POLICY` to write it anew")
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::command::arguments::RefreshArguments;
 use crate::command::enforce::{self, Chosen, Committed, Knowledge, Proposal, Then, Told};
 use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, apply, handover};
+use crate::command::{Exit, Failure, Output, apply, handover, remove, restore};
 use crate::judge::drift::drift;
 use crate::judge::plan::{NotOurs, Plan, plan};
 use crate::pins::{Answer, Confirmation, Pins, What};
@@ -24,7 +24,7 @@ use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
 use crate::state::{self, Backend, Current, Saved, StateError};
-use crate::world::{Depth, World};
+use crate::world::{Depth, FileError, World};
 
 /// What is to be refreshed.
 struct Refresh {
@@ -85,6 +85,11 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     if handover::held_by(world) == Backend::Nftables {
         world.kernel.generation()?;
     }
+    // ORDER: first what is known without DNS: a host whose rules are gone is not left open while nobody answers.
+    let put_back = match arguments.repair {
+        true => put_back(world, output)?,
+        false => Plan::default(),
+    };
     // ORDER: the lock after DNS was waited for: a policy that is applied in a hurry is not kept waiting by a timer.
     let asked = Asked::ahead(world, output);
     world.files.lock("refresh")?;
@@ -106,6 +111,14 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     let generation = job.saved.record.generation;
     let mut meant = compile(policy, &confirmation.pins, facts, generation).loadable();
     let mut done = tell(arguments, &job, &mut meant, world)?;
+    if !put_back.is_nothing() {
+        done.drift.splice(0..0, put_back.differences());
+        let later = std::mem::replace(&mut done.committed.plan, put_back);
+        done.committed.plan.absorb(later);
+    }
+    if !revoke::was_done(generation, world) {
+        remove::clear_other(Backend::Nftables, world, output);
+    }
     if !is_known && !done.left && !done.committed.plan.touches_rules() {
         // Which elements were told is not known, so that none is known to be somebody else's.
         done.drift.clear();
@@ -128,6 +141,45 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     state::save_refresh(world.files, &last)?;
     let exit = report(arguments, policy, &done, &confirmation, revocation.as_ref(), output)?;
     revocation.unwrap_or_default().conclude(exit)
+}
+
+/// Loads the rules that were saved where the kernel does not hold them, with the pins that are known; what was changed. Where they are gone
+/// and so is what was saved, whatever `restore` can load.
+fn put_back(world: &mut World, output: &mut Output) -> Result<Plan, Failure> {
+    let nothing = Ok(Plan::default());
+    if handover::held_by(world) != Backend::Nftables {
+        return nothing;
+    }
+    let Ok(Current::Generation(generation)) = state::current(world.files) else { return nothing };
+    let last = enforce::last_run(world.files, world.host).filter(|last| last.generation == generation);
+    if last.is_some_and(|last| world.kernel.generation().is_ok_and(|kernel| kernel == GenerationId(last.kernel_generation))) {
+        return nothing;
+    }
+    let (_, there) = world.kernel.observe(Depth::Rules)?;
+    match world.files.lock("refresh") {
+        Err(error @ FileError::Locked(_)) => return Err(error.into()),
+        // What `restore` does needs no lock, and nothing written.
+        Err(_) if there.is_none() => return restore::restore(world, output).map(|_| Plan::default()),
+        locked => locked?,
+    }
+    let held = there.as_ref().and_then(|dump| lift(dump, world.host.now()).identity).map(|identity| identity.generation);
+    let saved = match state::load(world.files, generation) {
+        // An apply was interrupted, and what it has loaded counts.
+        Ok(Some(saved)) if held <= Some(generation) => saved,
+        found => {
+            world.files.unlock();
+            let lost = !matches!(found, Ok(Some(_)));
+            return if lost && there.is_none() { restore::restore(world, output).map(|_| Plan::default()) } else { nothing };
+        }
+    };
+    let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
+    let mut meant = enforce::earlier_rules(&saved, &policy, world.host);
+    let committed = enforce::commit(world.kernel, &mut meant, None, world.host, &mut |_, proposal, _| {
+        let plan = if proposal.plan.touches_rules() { proposal.plan.clone() } else { Plan::default() };
+        Ok(Chosen { plan, then: Then::ReadBack })
+    })?;
+    world.files.unlock();
+    Ok(committed.plan)
 }
 
 /// Whether less may be allowed now than before: pins have ended, or elements or rules were changed.
@@ -277,13 +329,14 @@ fn report(
             "repaired": !done.left && !done.drift.is_empty(),
             "revoked": revocation.map(Revocation::json),
             "unresolved": unresolved,
+            "problems": apply::problems_json(confirmation),
         }))?;
     } else {
         for what in &done.drift {
             output.say(&format!("drift: {what}"))?;
         }
         if change.is_nothing() {
-            output.say(&apply::unchanged(policy, &unresolved))?;
+            output.say(&apply::unchanged(policy, &unresolved, apply::unconfirmed(confirmation)))?;
         } else {
             let verb = if change.touches_rules() { "restored the rules" } else { "refreshed the pins" };
             output.say(&format!("{verb} of policy `{}`", policy.name))?;

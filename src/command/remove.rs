@@ -30,7 +30,12 @@ pub fn remove(arguments: &RemoveArguments, world: &mut World, output: &mut Outpu
         }),
         ..Failure::from(error)
     })?;
-    let words = match (take_away(backend, world)?, backend) {
+    let was = take_away(backend, world)?;
+    if state::was_held_by(world.files, backend.other()) {
+        // An apply that moved the rules and was killed has left some here.
+        take_away(backend.other(), world)?;
+    }
+    let words = match (was, backend) {
         (false, _) => "no rules are loaded; none will be at the next boot",
         (true, Backend::Nftables) => "removed table `inet egressguard`: nothing is filtered by egressguard any more",
         (true, Backend::Iptables) => "removed the rules from iptables, ip6tables and ipset: nothing is filtered by egressguard any more",
@@ -73,6 +78,15 @@ pub fn take_away(backend: Backend, world: &mut World) -> Result<bool, Failure> {
         }
     }
     Err(KernelError::Interfered.into())
+}
+
+/// Takes away what an apply has left in the other packet filter that was killed while it moved the rules. What cannot be taken away is said.
+pub fn clear_other(backend: Backend, world: &mut World, output: &mut Output) {
+    if state::was_held_by(world.files, backend.other())
+        && let Err(failure) = take_away(backend.other(), world)
+    {
+        output.warn(&format!("{}: rules of an earlier apply may be in the other packet filter still", failure.message));
+    }
 }
 
 /// Asks on a terminal; without one the answer is no.

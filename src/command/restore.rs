@@ -7,7 +7,7 @@ use crate::pins::Pins;
 use crate::policy::Policy;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::program::GenerationId;
-use crate::state::{self, Backend, Current, StateError};
+use crate::state::{self, Backend, Current};
 use crate::world::{KernelError, World};
 
 /// What is loaded.
@@ -59,7 +59,12 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
     let verb = if changed { "restored" } else { "unchanged" };
     output.say(&format!("{verb}: policy `{}` (generation {})", restored.policy.name, restored.generation))?;
     apply::describe_revocation(revocation.as_ref(), output)?;
+    let blocked = restored.pins.names.iter().filter(|(_, pins)| pins.leases.is_empty()).count();
+    if restored.complaint.is_none() && blocked > 0 {
+        output.warn(&format!("{blocked} of its names have no pin and are blocked; the next refresh asks for them"));
+    }
     match restored.complaint {
+        None if blocked > 0 => Ok(Exit::No),
         None => Ok(Exit::Done),
         Some(complaint) => {
             Err(Failure::refused(complaint, "the host is closed, not open; run `egressguard apply POLICY` to open it again"))
@@ -88,16 +93,12 @@ fn saved(generation: u64, world: &World, output: &mut Output) -> Result<Restored
         Ok(None) => format!("generation {generation} is missing from {}", world.files.place()),
         Err(error) => error.to_string(),
     };
-    // The ways in need no pins: with them a person can come and mend it.
-    let (content, facts) = match state::load_without_pins(world.files, generation) {
-        Ok(Some(saved)) => (Some(saved.policy), Some(saved.record.facts(&world.host.clock()))),
-        // A policy that is proven to be another one may allow more than what was applied.
-        Err(StateError::Damaged(file, _)) if file.ends_with(".yaml") => (None, None),
-        Ok(None) | Err(_) => (state::load_policy(world.files, generation), None),
-    };
-    let policy = content.and_then(|content| parse("saved policy", content, output).ok());
-    let Some(policy) = policy else { return lockdown(Some(complaint), output) };
-    let facts = facts.unwrap_or_else(|| source::facts(&policy, world.host).map(|(facts, _)| facts).unwrap_or_default());
+    // The ways in need no pins: with them a person can come and mend it. But a policy that its record does not prove to be what was
+    // applied may allow more than that.
+    let proven = state::load_without_pins(world.files, generation).ok().flatten();
+    let parsed = proven.and_then(|saved| Some((parse("saved policy", saved.policy.clone(), output).ok()?, saved)));
+    let Some((policy, saved)) = parsed else { return lockdown(Some(complaint), output) };
+    let facts = saved.record.facts(&world.host.clock());
     Ok(Restored { policy, pins: Pins::default(), facts, generation, complaint: Some(complaint) })
 }
 

@@ -56,7 +56,14 @@ struct Expected {
 /// Runs `status`.
 pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let now = world.host.now();
-    let expected = expected(world, output)?;
+    let (expected, is_whole) = match expected(world, output) {
+        Ok(expected) => (expected, true),
+        // What the kernel holds is to be seen all the same.
+        Err(failure) => {
+            output.warn(&failure.message);
+            (None, false)
+        }
+    };
     let backend = handover::held_by(world);
     let Held { identity, nameless, drift, counted, quarantined } = match backend {
         Backend::Nftables => by_nftables(expected.as_ref(), now, world)?,
@@ -70,7 +77,12 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
         expected.as_ref().map_or_else(Vec::new, |expected| expected.pins.unresolved(now).map(ToString::to_string).collect());
     let next = last.as_ref().zip(every).map(|(last, every)| Timestamp(last.at).plus(every));
     let mode = identity.as_ref().map(|identity| if identity.mode == Mode::Observe { "observe" } else { "enforce" });
-    let healthy = identity.is_some() && drift.is_empty();
+    // Lockdown, which `restore` loads when nothing is saved, is generation 0.
+    let is_forgotten = expected.is_none() && identity.as_ref().is_some_and(|identity| identity.generation > 0);
+    if is_whole && is_forgotten {
+        output.warn("the state directory does not remember these rules: `egressguard apply POLICY` writes it anew");
+    }
+    let healthy = identity.is_some() && drift.is_empty() && is_whole && !is_forgotten;
     if arguments.json {
         output.json(&json!({
             "schema": "egressguard.status/1",

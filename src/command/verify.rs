@@ -64,7 +64,10 @@ pub fn verify(arguments: &VerifyArguments, world: &mut World, output: &mut Outpu
         output.warn("something that is not ours takes packets elsewhere after our rules have let them pass");
     }
     if !differences.is_empty() {
-        output.warn("somebody else changed the rules; `egressguard refresh --repair` puts them right");
+        output.warn(match differences.iter().any(|difference| difference.what == "table-foreign") {
+            true => "nothing is filtered: delete that table, then run `egressguard restore`",
+            false => "somebody else changed the rules; `egressguard refresh --repair` puts them right",
+        });
     }
     Ok(if differences.is_empty() && !defeated { Exit::Done } else { Exit::No })
 }

@@ -60,7 +60,10 @@ fn change(out: &mut String, report: &Report, told: &Told) {
 /// `allowed by RULE (FILE:LINE)`.
 fn decision(decision: &Decision, place: &Place, file: &str) -> String {
     let line = place.line.map(|line| format!(" ({file}:{})", line.0)).unwrap_or_default();
-    format!("{} by `{}`{line}", verdict(decision), place.rule)
+    match place.rule.as_str() {
+        "" => format!("{} by a rule without a name", verdict(decision)),
+        rule => format!("{} by `{rule}`{line}", verdict(decision)),
+    }
 }
 
 /// Adds a word and what is said of it, broken between words where it is too wide.

@@ -7,14 +7,14 @@ use crate::command::handover::apply::{change_json, describe};
 use crate::command::handover::{Given, exported, load, observe};
 use crate::command::refresh::{self, Asked};
 use crate::command::revoke::{self, Revocation};
-use crate::command::{Exit, Failure, Output, apply, enforce};
+use crate::command::{Exit, Failure, Output, apply, enforce, remove};
 use crate::export::iptables::export;
 use crate::export::plan::{Change, plan};
 use crate::pins::Confirmation;
 use crate::policy::Policy;
 use crate::ruleset::compile::compile;
 use crate::ruleset::program::GenerationId;
-use crate::state::{self, Current, Saved};
+use crate::state::{self, Backend, Current, Saved};
 use crate::world::World;
 
 /// Asks DNS again and loads what has changed.
@@ -63,6 +63,9 @@ pub fn refresh(arguments: &RefreshArguments, asked: Option<Asked>, world: &mut W
         // ORDER: after the kernel. A pin that was loaded and not written down is met again by the next answer.
         let record = saved.record.at(&facts, &clock);
         state::save(world.files, &Saved { pins: confirmation.pins.clone(), record, ..saved })?;
+    }
+    if !revoke::was_done(generation, world) {
+        remove::clear_other(Backend::Iptables, world, output);
     }
     let whole = is_ours && revoke::is_complete(revocation.as_ref());
     let last_run = enforce::note(generation, GenerationId(0), whole, enforce::problems(&confirmation), world.host);
@@ -125,13 +128,14 @@ fn report(
             "repaired": arguments.repair && !drift.is_empty(),
             "revoked": revocation.map(Revocation::json),
             "unresolved": unresolved,
+            "problems": apply::problems_json(confirmation),
         }))?;
     } else {
         for what in drift {
             output.say(&format!("drift: {what}"))?;
         }
         if change.is_nothing() {
-            output.say(&apply::unchanged(policy, &unresolved))?;
+            output.say(&apply::unchanged(policy, &unresolved, apply::unconfirmed(confirmation)))?;
         } else {
             let verb = if change.touches_rules() { "restored the rules" } else { "refreshed the pins" };
             output.say(&format!("{verb} of policy `{}`", policy.name))?;
