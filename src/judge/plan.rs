@@ -108,15 +108,19 @@ impl Plan {
 
 /// Plans the change from what was observed to what is meant at `now`.
 pub fn plan(observed: Option<&TableDump>, meant: &Ruleset, now: Timestamp) -> Result<Plan, NotOurs> {
-    plan_within(slack, observed, meant, now)
+    plan_with(|found, meant, now| (found.0 - meant.0).abs() <= slack(meant.0 - now.0), observed, meant, now)
 }
 
-/// Plans the change from one ruleset to another. Both are exact, and a renewal that is too small for today may be one of many.
+/// Plans the change from what was told to what is meant. A renewal that is too small for today may be one of many, and none is left out;
+/// only an end that is a second earlier, as that of an address that left DNS in the second in which it was confirmed, can wait.
 pub fn plan_from(told: &TableDump, meant: &Ruleset, now: Timestamp) -> Result<Plan, NotOurs> {
-    plan_within(|_| 0, Some(told), meant, now)
+    plan_with(|told, meant, _| (0..=1).contains(&(told.0 - meant.0)), Some(told), meant, now)
 }
 
-fn plan_within(slack: fn(i64) -> i64, observed: Option<&TableDump>, meant: &Ruleset, now: Timestamp) -> Result<Plan, NotOurs> {
+/// Whether the end that was found is the one that is meant, at a time.
+type SameEnd = fn(Timestamp, Timestamp, Timestamp) -> bool;
+
+fn plan_with(same_end: SameEnd, observed: Option<&TableDump>, meant: &Ruleset, now: Timestamp) -> Result<Plan, NotOurs> {
     let target = lower(meant, now);
     let Some(dump) = observed else { return Ok(from_nothing(&target)) };
     if dump.table.comment != TABLE_COMMENT {
@@ -129,7 +133,7 @@ fn plan_within(slack: fn(i64) -> i64, observed: Option<&TableDump>, meant: &Rule
         plan.foreign = lift(dump, now).foreign;
         return Ok(plan);
     }
-    Ok(Differ { dump, found: lift(dump, now), meant, target: &target, now, slack, plan: Plan::default() }.run())
+    Ok(Differ { dump, found: lift(dump, now), meant, target: &target, now, same_end, plan: Plan::default() }.run())
 }
 
 fn from_nothing(target: &TableDump) -> Plan {
@@ -165,8 +169,7 @@ struct Differ<'a> {
     meant: &'a Ruleset,
     target: &'a TableDump,
     now: Timestamp,
-    /// How far ends may be apart that are the same, of an element that has so long to live.
-    slack: fn(i64) -> i64,
+    same_end: SameEnd,
     plan: Plan,
 }
 
@@ -258,7 +261,7 @@ impl Differ<'_> {
         for (key, element) in meant {
             match there.members.get(key).zip(members.get(key)) {
                 None => drop(added.insert(key.clone(), element.clone())),
-                Some((found, meant)) if same_member(found, meant, |end| (self.slack)(end.0 - self.now.0)) => {}
+                Some((found, meant)) if same_member(found, meant, |found, meant| (self.same_end)(found, meant, self.now)) => {}
                 Some(_) => {
                     let counted = raw.get(key).and_then(|raw| raw.counted);
                     renewed.insert(key.clone(), Element { counted, ..element.clone() });
@@ -305,11 +308,11 @@ fn bare(element: &Element) -> Element {
     Element { expires_ms: None, counted: None, ..element.clone() }
 }
 
-/// Whether an element found is the one meant; ends may differ by this much.
-fn same_member(found: &Member, meant: &Member, apart: impl FnOnce(Timestamp) -> i64) -> bool {
+/// Whether an element found is the one meant.
+fn same_member(found: &Member, meant: &Member, same: impl FnOnce(Timestamp, Timestamp) -> bool) -> bool {
     let same_end = match (found.expires, meant.expires) {
         (None, None) => true,
-        (Some(found), Some(meant)) => (found.0 - meant.0).abs() <= apart(meant),
+        (Some(found), Some(meant)) => same(found, meant),
         _ => false,
     };
     same_end && found.last == meant.last && found.comment == meant.comment
