@@ -316,6 +316,12 @@ pub fn make_current(files: &mut dyn Files, generation: u64) -> Result<(), StateE
     Ok(())
 }
 
+/// Makes a generation that is loaded already the one to restore.
+pub fn adopt(files: &mut dyn Files, generation: u64) -> Result<(), StateError> {
+    prepare_current(files, generation)?;
+    make_current(files, generation)
+}
+
 /// Removes a generation that never came to the kernel.
 pub fn discard(files: &mut dyn Files, generation: u64) {
     // ORDER: the record first, so that no half of a generation is taken for one. What cannot be removed is never referred to.

@@ -23,15 +23,12 @@ use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::GenerationId;
 use crate::state::{self, Backend, Current, Record, Saved};
-use crate::world::{Depth, Kernel, World};
+use crate::world::{Depth, Files, Host, Kernel, World};
 
 /// Runs `apply`.
 pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let source = source::load(&arguments.policy.policy, world.documents, output)?;
-    let (facts, missing) = source::facts(&source.policy, world.host)?;
-    if !missing.is_empty() {
-        return Err(Failure::refused(missing.join("\n       "), "create it first, or take the rule out; nothing was changed"));
-    }
+    let facts = whole_facts(&source.policy, world.host)?;
     for unit in source::idle_units(&source.policy, &facts) {
         output.warn(&format!("no unit `{unit}` runs here: its rule is loaded by the refresh that finds it running"));
     }
@@ -51,10 +48,7 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
         world.files.lock("apply")?;
     }
     // The host may have changed meanwhile.
-    let (facts, missing) = source::facts(&source.policy, world.host)?;
-    if !missing.is_empty() {
-        return Err(Failure::refused(missing.join("\n       "), "create it first, or take the rule out; nothing was changed"));
-    }
+    let facts = whole_facts(&source.policy, world.host)?;
     let (backend, before) = (handover::apply::backend(arguments.backend, world.files), state::backend(world.files));
     let earlier = earlier(&source, world, output);
     let pins = earlier.as_ref().map(|earlier| enforce::earlier_pins(&earlier.saved, &source.policy, world.host)).unwrap_or_default();
@@ -87,6 +81,15 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
         remove::take_away(before, world)?;
     }
     applied
+}
+
+/// What the host knows; a user or group that it does not know is refused.
+fn whole_facts(policy: &Policy, host: &dyn Host) -> Result<Facts, Failure> {
+    let (facts, missing) = source::facts(policy, host)?;
+    if !missing.is_empty() {
+        return Err(Failure::refused(missing.join("\n       "), "create it first, or take the rule out; nothing was changed"));
+    }
+    Ok(facts)
 }
 
 /// What is said of the names: by a file, or by DNS.
@@ -294,11 +297,30 @@ pub fn ask_again(
 
 /// Under which number a ruleset is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Generation {
+pub enum Generation {
     /// The next one, once something has to change.
     New,
     /// This one, again.
     Same(u64),
+}
+
+impl Generation {
+    /// The number to plan with, before anything has to change.
+    pub fn current(self, files: &dyn Files) -> u64 {
+        match (self, state::current(files)) {
+            (Generation::Same(generation), _) | (Generation::New, Ok(Current::Generation(generation))) => generation,
+            _ => 0,
+        }
+    }
+}
+
+/// Names a generation that is loaded as the one to restore.
+pub fn make_current(files: &mut dyn Files, policy: &Policy, generation: u64) -> Result<(), Failure> {
+    state::make_current(files, generation).map_err(|error| {
+        let failure = Failure::from(error);
+        let message = format!("policy `{}` is loaded, but a boot would load the one before: {}", policy.name, failure.message);
+        Failure { message, ..failure }
+    })
 }
 
 /// What was loaded.
@@ -319,11 +341,7 @@ fn commit(
 ) -> Result<Loaded, Failure> {
     let now = world.host.now();
     let policy = &source.policy;
-    let current = match (generation, state::current(world.files)) {
-        (Generation::Same(generation), _) | (Generation::New, Ok(Current::Generation(generation))) => Some(generation),
-        _ => None,
-    };
-    let mut meant = compile(policy, &confirmation.pins, facts, current.unwrap_or(0));
+    let mut meant = compile(policy, &confirmation.pins, facts, generation.current(world.files));
     let clock = world.host.clock();
     let mut saved = None;
     let files = &mut *world.files;
@@ -341,11 +359,7 @@ fn commit(
     let committed = enforce::commit(world.kernel, &mut meant, told, world.host, &mut enforce::all_as(number));
     match (committed, saved) {
         (Ok(committed), Some(saved)) => {
-            state::make_current(world.files, saved).map_err(|error| {
-                let failure = Failure::from(error);
-                let message = format!("policy `{}` is loaded, but a boot would load the one before: {}", policy.name, failure.message);
-                Failure { message, ..failure }
-            })?;
+            make_current(world.files, policy, saved)?;
             Ok(Loaded { generation: saved, committed, ruleset: meant })
         }
         (Ok(committed), None) => Ok(Loaded { generation: meant.identity.generation, committed, ruleset: meant }),

@@ -7,7 +7,7 @@ use crate::base::time::Timestamp;
 use crate::command::{Failure, Output};
 use crate::judge::plan::{Plan, back_to, imagine, plan, plan_from};
 use crate::pins::{self, Answer, Confirmation, LeaseRules, Outcome, Pins, SpecialAnswers, What};
-use crate::policy::{DnsServer, Policy, PrivateAnswers, Target};
+use crate::policy::{Policy, PrivateAnswers, Target};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::program::{GenerationId, TableDump};
@@ -85,7 +85,18 @@ pub fn resolve(
 
 /// Asks for every name. Needs no lock: whoever waits for DNS stands in nobody's way.
 pub fn ask(policy: &Policy, facts: &Facts, resolver: &mut dyn Resolver, output: &mut Output) -> BTreeMap<DnsName, Answer> {
-    ask_for(&names(policy), &facts.servers, resolver, output)
+    let names = names(policy);
+    if facts.servers.is_empty() {
+        let nobody = Answer::Failed { reasons: vec!["the host names no DNS server".to_string()] };
+        return names.iter().map(|name| (name.clone(), nobody.clone())).collect();
+    }
+    let mut done = 0;
+    let answers = resolver.resolve(&names, &facts.servers, &mut |name, _| {
+        done += 1;
+        output.progress(&format!("resolving {done} of {}: {name}", names.len()));
+    });
+    output.progress("");
+    answers
 }
 
 /// Confirms the pins by these answers. Only the policy's names are kept.
@@ -117,20 +128,6 @@ pub fn problems(confirmation: &Confirmation) -> BTreeMap<DnsName, String> {
         }
     }
     problems
-}
-
-fn ask_for(names: &[DnsName], servers: &[DnsServer], resolver: &mut dyn Resolver, output: &mut Output) -> BTreeMap<DnsName, Answer> {
-    if servers.is_empty() {
-        let nobody = Answer::Failed { reasons: vec!["the host names no DNS server".to_string()] };
-        return names.iter().map(|name| (name.clone(), nobody.clone())).collect();
-    }
-    let mut done = 0;
-    let answers = resolver.resolve(names, servers, &mut |name, _| {
-        done += 1;
-        output.progress(&format!("resolving {done} of {}: {name}", names.len()));
-    });
-    output.progress("");
-    answers
 }
 
 /// What the last run told the kernel, and the generation that this made. While that is the kernel's generation, nobody has changed

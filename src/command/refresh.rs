@@ -82,11 +82,12 @@ pub fn facts(saved: &Saved, policy: &Policy, world: &World, output: &mut Output)
 /// Runs `refresh`.
 pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     // A kernel that cannot be used is said before DNS is waited for.
-    if handover::held_by(world) == Backend::Nftables {
+    let backend = handover::held_by(world);
+    if backend == Backend::Nftables {
         world.kernel.generation()?;
     }
     // ORDER: first what is known without DNS: a host whose rules are gone is not left open while nobody answers.
-    let put_back = match arguments.repair {
+    let put_back = match arguments.repair && backend == Backend::Nftables {
         true => put_back(world, output)?,
         false => Plan::default(),
     };
@@ -147,9 +148,6 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
 /// and so is what was saved, whatever `restore` can load.
 fn put_back(world: &mut World, output: &mut Output) -> Result<Plan, Failure> {
     let nothing = Ok(Plan::default());
-    if handover::held_by(world) != Backend::Nftables {
-        return nothing;
-    }
     let Ok(Current::Generation(generation)) = state::current(world.files) else { return nothing };
     let last = enforce::last_run(world.files, world.host).filter(|last| last.generation == generation);
     if last.is_some_and(|last| world.kernel.generation().is_ok_and(|kernel| kernel == GenerationId(last.kernel_generation))) {
@@ -213,8 +211,7 @@ fn find(asked: Option<Asked>, world: &mut World, output: &mut Output) -> Result<
             && state::load(world.files, held)?.is_some()
         {
             output.warn(&format!("an interrupted apply is finished: generation {held} is what the kernel holds"));
-            state::prepare_current(world.files, held)?;
-            state::make_current(world.files, held)?;
+            state::adopt(world.files, held)?;
             generation = Some(held);
         }
     }

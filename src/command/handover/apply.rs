@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::command::apply::{ask_again, describe_revocation, unresolved, warn_of};
+use crate::command::apply::{Generation, ask_again, describe_revocation, make_current, unresolved, warn_of};
 use crate::command::arguments::{ApplyArguments, BackendName};
 use crate::command::handover::{Given, RESTORE, exported, load, observe};
 use crate::command::revoke::{self, Revocation};
@@ -14,7 +14,7 @@ use crate::policy::{Mode, Policy};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::program::GenerationId;
-use crate::state::{self, Backend, Current, Record, Saved};
+use crate::state::{self, Backend, Record, Saved};
 use crate::world::{Files, Host, ProgramError, Programs, World};
 
 /// How often the rules are planned again when somebody else changes them meanwhile.
@@ -71,15 +71,6 @@ pub fn apply(
     revocation.unwrap_or_default().conclude(exit)
 }
 
-/// Under which number a ruleset is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Generation {
-    /// The next one, once something has to change.
-    New,
-    /// This one, again.
-    Same(u64),
-}
-
 /// Loads and saves one generation.
 fn commit(
     source: &Source,
@@ -90,11 +81,7 @@ fn commit(
     output: &mut Output,
 ) -> Result<(Ruleset, Change), Failure> {
     let policy = &source.policy;
-    let current = match (generation, state::current(world.files)) {
-        (Generation::Same(generation), _) | (Generation::New, Ok(Current::Generation(generation))) => generation,
-        _ => 0,
-    };
-    let mut meant = compile(policy, &confirmation.pins, facts, current);
+    let mut meant = compile(policy, &confirmation.pins, facts, generation.current(world.files));
     let clock = world.host.clock();
     let mut saved = None;
     let files = &mut *world.files;
@@ -113,11 +100,7 @@ fn commit(
     let held = hold(given, &mut meant, world.programs, world.host, number, output);
     match (held, saved) {
         (Ok(change), Some(saved)) => {
-            state::make_current(world.files, saved).map_err(|error| {
-                let failure = Failure::from(error);
-                let message = format!("policy `{}` is loaded, but a boot would load the one before: {}", policy.name, failure.message);
-                Failure { message, ..failure }
-            })?;
+            make_current(world.files, policy, saved)?;
             Ok((meant, change))
         }
         (Ok(change), None) => Ok((meant, change)),

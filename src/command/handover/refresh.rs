@@ -21,11 +21,11 @@ use crate::world::World;
 pub fn refresh(arguments: &RefreshArguments, asked: Option<Asked>, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let (saved, last) = current(world, output)?;
     let repairs = arguments.repair || last == LastApply::Interrupted;
-    let Asked { policy, answers, .. } = Asked::about(&saved, asked, world, output)?;
+    let Asked { policy, answers } = Asked::about(&saved, asked, world, output)?;
     let facts = refresh::facts(&saved, &policy, world, output);
     let earlier = enforce::earlier_pins(&saved, &policy, world.host);
-    let told = saved.record.facts(&world.host.clock());
     let clock = world.host.clock();
+    let told = saved.record.facts(&clock);
     let now = clock.wall;
     let confirmation = enforce::confirm(&policy, &earlier, &answers, now);
     let generation = saved.record.generation;
@@ -98,8 +98,7 @@ fn current(world: &mut World, output: &mut Output) -> Result<(Saved, LastApply),
         && let Some(saved) = state::load(world.files, held)?
     {
         output.warn(&format!("an interrupted apply is finished: generation {held} is the newest that iptables holds"));
-        state::prepare_current(world.files, held)?;
-        state::make_current(world.files, held)?;
+        state::adopt(world.files, held)?;
         return Ok((saved, LastApply::Interrupted));
     }
     let saved = state::load(world.files, current.ok_or_else(nothing)?)?.ok_or_else(nothing)?;
