@@ -3,6 +3,7 @@
 //! Every set holds what the ruleset says it holds, so sets that rules fill are empty unless the caller puts members into them.
 //! No rate is ever exceeded, and a set that rules fill always has room.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use crate::base::packet::Direction;
@@ -10,7 +11,7 @@ use crate::judge::packet::{Packet, STRANGER, value};
 use crate::ruleset::field::{Field, LOOPBACK};
 use crate::ruleset::program::{Base, Hook};
 use crate::ruleset::rule::{Action, Carries, Operator, Rule, Side, Statement, Test};
-use crate::ruleset::set::Member;
+use crate::ruleset::set::{Member, Set};
 use crate::ruleset::text::{write_rule, write_test};
 use crate::ruleset::{Chain, Ruleset};
 
@@ -114,6 +115,24 @@ pub fn decide(ruleset: &Ruleset, packet: &Packet) -> Trace {
     walk(ruleset, packet, Telling::Nothing)
 }
 
+/// A ruleset that thousands of packets are asked of: where its sets are is found out once.
+pub struct Prepared<'a> {
+    ruleset: &'a Ruleset,
+    sets: HashMap<&'a str, &'a Set>,
+}
+
+impl<'a> Prepared<'a> {
+    /// Finds out where the sets are.
+    pub fn new(ruleset: &'a Ruleset) -> Prepared<'a> {
+        Prepared { ruleset, sets: ruleset.sets.iter().map(|(name, set)| (name.as_str(), set)).collect() }
+    }
+
+    /// What [`decide`] says.
+    pub fn decide(&self, packet: &Packet) -> Trace {
+        walk_with(self.ruleset, &|name| self.sets.get(name).copied(), packet, Telling::Nothing)
+    }
+}
+
 /// How much is put into words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Telling {
@@ -124,7 +143,11 @@ enum Telling {
 }
 
 fn walk(ruleset: &Ruleset, packet: &Packet, telling: Telling) -> Trace {
-    let mut walk = Walk { ruleset, packet, telling, steps: Vec::new() };
+    walk_with(ruleset, &|name| ruleset.sets.get(name), packet, telling)
+}
+
+fn walk_with<'a>(ruleset: &'a Ruleset, sets: &'a dyn Fn(&str) -> Option<&'a Set>, packet: &'a Packet, telling: Telling) -> Trace {
+    let mut walk = Walk { ruleset, sets, packet, telling, steps: Vec::new() };
     let hooks = hooks(packet.direction);
     let met = |chain| base_at(hooks, chain);
     let mut bases: Vec<_> = ruleset.chains.iter().filter_map(met).collect();
@@ -162,6 +185,7 @@ struct End {
 
 struct Walk<'a> {
     ruleset: &'a Ruleset,
+    sets: &'a dyn Fn(&str) -> Option<&'a Set>,
     packet: &'a Packet,
     telling: Telling,
     steps: Vec<Step>,
@@ -268,7 +292,7 @@ impl<'a> Walk<'a> {
             Operator::IsNamed(name) => {
                 field == Field::SocketUser && self.packet.socket.as_ref().and_then(|socket| socket.user_name.as_ref()) == Some(name)
             }
-            Operator::In(set) => match self.ruleset.sets.get(set).and_then(|set| set.find(&field.encode(found))) {
+            Operator::In(set) => match (self.sets)(set).and_then(|set| set.find(&field.encode(found))) {
                 Some((_, member)) => return Ok(Some(member)),
                 None => return Err(self.say(|| format!("`{}`: {} is not in it", write_test(test), self.write(field, found)))),
             },

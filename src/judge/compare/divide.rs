@@ -85,6 +85,37 @@ impl<'b> Known<'b> {
     }
 }
 
+/// What the questions of two programs are answered for one class of values.
+struct Answers(Vec<Answer>);
+
+impl Answers {
+    /// No question along the dimension is answered with yes, and no other at all.
+    fn new(atoms: &Atoms, dimension: Dimension, programs: [&Program; 2]) -> Answers {
+        let asked = || programs.into_iter().flat_map(|program| &program.questions).copied();
+        let mut answers = vec![Answer::Open; asked().max().map_or(0, |last| last as usize + 1)];
+        for atom in asked().filter(|atom| atoms.get(*atom).dimension == dimension) {
+            answers[atom as usize] = Answer::No;
+        }
+        Answers(answers)
+    }
+
+    fn met(&mut self, met: &Met) {
+        for (atom, label) in met {
+            self.0[*atom as usize] = Answer::Yes(*label);
+        }
+    }
+
+    fn missed(&mut self, met: &Met) {
+        for (atom, _) in met {
+            self.0[*atom as usize] = Answer::No;
+        }
+    }
+
+    fn get(&self, atom: AtomId) -> Answer {
+        self.0.get(atom as usize).copied().unwrap_or(Answer::Open)
+    }
+}
+
 impl Divide<'_> {
     /// Where the two differ, as boxes that do not overlap.
     pub fn run(&mut self, old: &Program, new: &Program) -> Result<Vec<(Pair, Bounds)>, Trouble> {
@@ -144,7 +175,8 @@ impl Divide<'_> {
             return Ok(found.into_iter().map(|found| bounded(found, values.clone())).collect());
         }
         let mut boxes: Vec<(Pair, Bounds, Vec<Values>)> = Vec::new();
-        let mut numbers: HashMap<(Pair, Bounds), usize> = HashMap::new();
+        // Most differ in who decides, which is compared first.
+        let mut numbers: BTreeMap<(Pair, Bounds), usize> = BTreeMap::new();
         for (left, values) in lefts {
             for found in self.divide(&left.0, &left.1, &known.with(dimension, &values))? {
                 self.effort.spend(found.1.iter().map(|(_, values)| values.intervals().len()).sum::<usize>() + 64)?;
@@ -157,7 +189,7 @@ impl Divide<'_> {
                 }
             }
         }
-        let joined = |values: Vec<Values>| Values::new(values.iter().flat_map(Values::intervals).copied());
+        let joined = |values: Vec<Values>| Values::of(&values.iter().collect::<Vec<_>>());
         Ok(boxes.into_iter().map(|(pair, bounds, values)| bounded((pair, bounds), joined(values))).collect())
     }
 
@@ -166,18 +198,13 @@ impl Divide<'_> {
         let mut lefts: Vec<Left> = Vec::new();
         let mut more: Vec<Vec<Values>> = Vec::new();
         let mut numbers: HashMap<Rc<(Program, Program)>, usize> = HashMap::new();
-        let mut yes: HashMap<AtomId, Label> = HashMap::new();
+        let mut answers = Answers::new(self.atoms, dimension, [old, new]);
         for (met, values) in classes {
             self.effort.spend(old.questions.len() + new.questions.len() + values.intervals().len() + 16)?;
-            yes.clear();
-            yes.extend(met);
-            let atoms = &*self.atoms;
-            let answer = |atom: AtomId| match yes.get(&atom) {
-                Some(label) => Answer::Yes(*label),
-                None if atoms.get(atom).dimension == dimension => Answer::No,
-                None => Answer::Open,
-            };
+            answers.met(&met);
+            let answer = |atom: AtomId| answers.get(atom);
             let mut left = (old.given(answer), new.given(answer));
+            answers.missed(&met);
             if dimension == Dimension::Translated && values.first() == Some(0) {
                 left = (self.untranslated(left.0), self.untranslated(left.1));
             }
@@ -195,7 +222,7 @@ impl Divide<'_> {
             }
         }
         for ((_, values), more) in lefts.iter_mut().zip(more) {
-            *values = Values::new(more.iter().flat_map(Values::intervals).copied());
+            *values = Values::of(&more.iter().collect::<Vec<_>>());
         }
         Ok(lefts)
     }

@@ -96,9 +96,9 @@ pub fn finish(found: Found, mut is_filled: impl FnMut(Pair, Place, &Bounds) -> b
             let hull = hull(&boxes);
             let fit = match boxes.as_slice() {
                 [_] => Fit::Exact,
-                _ if is_filled(pair, place, &hull) && is_one_but_for_answers(&boxes) => Fit::Answered,
-                _ if is_filled(pair, place, &hull) => Fit::Filled,
-                _ => Fit::Loose,
+                _ if !is_filled(pair, place, &hull) => Fit::Loose,
+                _ if is_one_but_for_answers(&boxes) => Fit::Answered,
+                _ => Fit::Filled,
             };
             at.insert(place, (boxes, hull, fit));
         }
@@ -152,7 +152,7 @@ fn hull(boxes: &[Bounds]) -> Bounds {
             // One that is not bounded leaves nothing bounded.
             values.push(&bounds.iter().find(|bound| bound.0 == dimension)?.1);
         }
-        let values = Values::new(values.into_iter().flat_map(Values::intervals).copied());
+        let values = Values::of(&values);
         (!values.is_empty() && values != dimension.domain()).then_some((dimension, values))
     });
     around.collect()
@@ -211,28 +211,35 @@ fn joined(mut boxes: Vec<Bounds>) -> Vec<Bounds> {
     boxes
 }
 
+/// So many boxes are compared with each other; more are looked up.
+const FEW: usize = 8;
+
 /// Joins boxes that differ along one dimension only.
 fn along(dimension: Dimension, boxes: Vec<Bounds>) -> Vec<Bounds> {
-    let mut rests: Vec<(Bounds, Option<Vec<Values>>)> = Vec::new();
+    let few = boxes.len() <= FEW;
+    let mut rests: Vec<(Bounds, Option<Vec<Values>>)> = Vec::with_capacity(boxes.len());
     let mut numbers: BTreeMap<Bounds, usize> = BTreeMap::new();
     for mut bounds in boxes {
         let at = bounds.iter().position(|bound| bound.0 == dimension);
         let values = at.map(|at| bounds.remove(at).1);
-        match numbers.get(&bounds).and_then(|number| rests.get_mut(*number)) {
+        let known = if few { rests.iter().position(|(rest, _)| *rest == bounds) } else { numbers.get(&bounds).copied() };
+        match known.and_then(|number| rests.get_mut(number)) {
             Some((_, known)) => match (known.as_mut(), values) {
                 (Some(known), Some(values)) => known.push(values),
                 // One of them is not bounded at all.
                 _ => *known = None,
             },
             None => {
-                numbers.insert(bounds.clone(), rests.len());
+                if !few {
+                    numbers.insert(bounds.clone(), rests.len());
+                }
                 rests.push((bounds, values.map(|values| vec![values])));
             }
         }
     }
     let whole = dimension.domain();
     let bounded = rests.into_iter().map(|(mut bounds, values)| {
-        let values = values.map(|values| Values::new(values.iter().flat_map(Values::intervals).copied()));
+        let values = values.map(|values| Values::of(&values.iter().collect::<Vec<_>>()));
         if let Some(values) = values.filter(|values| *values != whole) {
             let at = bounds.partition_point(|bound| bound.0 < dimension);
             bounds.insert(at, (dimension, values));
@@ -257,11 +264,11 @@ fn depended(dimension: Dimension, without: Values, depending: &[Dimension], boxe
     let rest = |bounds: &Bounds| -> Bounds {
         bounds.iter().filter(|(other, _)| *other != dimension && !depending.contains(other)).cloned().collect()
     };
-    let (alone, mut others): (Vec<Bounds>, Vec<Bounds>) =
-        boxes.into_iter().partition(|bounds| of(bounds).as_ref() == Some(&without) && !bounded(bounds));
-    if alone.is_empty() {
-        return others;
+    let is_alone = |bounds: &Bounds| of(bounds).as_ref() == Some(&without) && !bounded(bounds);
+    if !boxes.iter().any(is_alone) {
+        return boxes;
     }
+    let (alone, mut others): (Vec<Bounds>, Vec<Bounds>) = boxes.into_iter().partition(is_alone);
     let mut numbers: BTreeMap<Bounds, usize> = BTreeMap::new();
     for (number, bounds) in others.iter().enumerate().filter(|(_, bounds)| bounded(bounds)) {
         numbers.entry(rest(bounds)).or_insert(number);

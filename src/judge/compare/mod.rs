@@ -27,7 +27,7 @@ use thiserror::Error;
 
 use crate::base::packet::Direction;
 use crate::judge::packet::Packet;
-use crate::judge::trace::{Trace, Verdict, decide};
+use crate::judge::trace::{Prepared, Trace, Verdict};
 use crate::policy::RESERVED_IDS;
 use crate::ruleset::Ruleset;
 use dimension::{Place, Units};
@@ -151,18 +151,17 @@ pub fn compare_within(mut effort: Effort, old: &Ruleset, new: &Ruleset, symbols:
         let mut divide = Divide { atoms: &mut atoms, units: &symbols.units, place, written: &nobody, effort: &mut effort };
         allowing.is_some_and(|program| divide.allows(program, hull).unwrap_or(false))
     };
-    let mut changes = Vec::new();
-    for group in gather::finish(found, is_filled) {
-        changes.push(change(group, old, new, symbols)?);
-    }
+    let groups = gather::finish(found, is_filled);
+    let (old, new) = (Prepared::new(old), Prepared::new(new));
+    let mut changes = groups.into_iter().map(|group| change(group, &old, &new, symbols)).collect::<Result<Vec<Change>, Trouble>>()?;
     changes.sort_by_cached_key(|change| (change.kind, change.directions(), change.witness.spec.to_string()));
     Ok(changes)
 }
 
 /// Makes a change of a group, and asks both sides about its witness.
-fn change(group: Group, old: &Ruleset, new: &Ruleset, symbols: &Symbols) -> Result<Change, Trouble> {
+fn change(group: Group, old: &Prepared, new: &Prepared, symbols: &Symbols) -> Result<Change, Trouble> {
     let witness = Witness::of(&group.parts, symbols);
-    let (before, after) = (decide(old, &witness.packet), decide(new, &witness.packet));
+    let (before, after) = (old.decide(&witness.packet), new.decide(&witness.packet));
     let allowed = |trace: &Trace| trace.verdict == Verdict::Allow;
     let meant = |end: End| end != End::Deny;
     if (allowed(&before), allowed(&after)) != (meant(group.pair.0), meant(group.pair.1)) {

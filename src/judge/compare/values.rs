@@ -1,8 +1,12 @@
 //! Sets of numbers: the values that a dimension of the packet space can have, as intervals.
 
+use std::rc::Rc;
+
 /// A set of numbers: sorted intervals, both ends included, that neither overlap nor touch, so that equal sets are equal values.
+///
+/// A comparison keeps the same few sets in very many boxes, so a copy shares its intervals.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Values(Vec<(u128, u128)>);
+pub struct Values(Rc<[(u128, u128)]>);
 
 impl Values {
     /// The numbers of these intervals, in any order.
@@ -16,17 +20,26 @@ impl Values {
                 _ => merged.push((first, last)),
             }
         }
-        Values(merged)
+        Values(merged.into())
     }
 
     /// One number.
     pub fn one(value: u128) -> Values {
-        Values(vec![(value, value)])
+        Values(Rc::new([(value, value)]))
     }
 
     /// These numbers.
     pub fn points(values: impl IntoIterator<Item = u128>) -> Values {
         Values::new(values.into_iter().map(|value| (value, value)))
+    }
+
+    /// The numbers of all these.
+    pub fn of(parts: &[&Values]) -> Values {
+        match parts {
+            [] => Values::default(),
+            [first, rest @ ..] if rest.iter().all(|part| part == first) => (*first).clone(),
+            _ => Values::new(parts.iter().flat_map(|part| part.intervals()).copied()),
+        }
     }
 
     /// The intervals in ascending order.
@@ -52,12 +65,15 @@ impl Values {
 
     /// Whether it holds every number of the other.
     pub fn covers(&self, other: &Values) -> bool {
-        other.without(self).is_empty()
+        other.0.iter().all(|(first, last)| {
+            let behind = self.0.partition_point(|interval| interval.0 <= *first);
+            behind.checked_sub(1).and_then(|at| self.0.get(at)).is_some_and(|interval| *last <= interval.1)
+        })
     }
 
     /// The numbers of both.
     pub fn union(&self, other: &Values) -> Values {
-        Values::new(self.0.iter().chain(&other.0).copied())
+        Values::new(self.0.iter().chain(other.0.iter()).copied())
     }
 
     /// The numbers that are in both.
@@ -72,14 +88,14 @@ impl Values {
             let shorter = if a.1 < b.1 { &mut ours } else { &mut theirs };
             shorter.next();
         }
-        Values(both)
+        Values(both.into())
     }
 
     /// The numbers that are not in the other.
     pub fn without(&self, other: &Values) -> Values {
         let mut rest = Vec::new();
         let mut theirs = other.0.iter().peekable();
-        for (first, last) in &self.0 {
+        for (first, last) in self.0.iter() {
             let mut from = Some(*first);
             while let (Some(start), Some((low, high))) = (from, theirs.peek()) {
                 if high < &start {
@@ -98,7 +114,7 @@ impl Values {
             }
             rest.extend(from.map(|start| (start, *last)));
         }
-        Values(rest)
+        Values(rest.into())
     }
 }
 
@@ -121,6 +137,9 @@ mod tests {
                 prop_assert_eq!(a.within(&b).contains(value), in_a && in_b);
                 prop_assert_eq!(a.without(&b).contains(value), in_a && !in_b);
             }
+            prop_assert_eq!(a.covers(&b), b.without(&a).is_empty());
+            prop_assert_eq!(Values::of(&[&a, &b]), a.union(&b));
+            prop_assert_eq!(&Values::of(&[&a, &a]), &a);
             prop_assert_eq!(&Values::new(a.intervals().iter().copied()), &a);
             prop_assert_eq!(a.without(&b).union(&a.within(&b)), a);
         }
