@@ -85,6 +85,18 @@ fn check_shows_every_error_at_once_on_standard_error() {
 }
 
 #[test]
+fn an_address_whose_end_looks_like_a_port_is_told_apart() {
+    let desk = Desk::new();
+    let asked = |packet: &str| desk.run(&["explain", packet, "builtin:openai"]);
+    let said = asked("tcp to 2001:db8::1:443");
+    assert!(said.err.contains("port 443 of another is written `[2001:db8::1]:443`"), "{}", said.err);
+    assert!(asked("tcp to 2001:db8::443").err.contains("`[2001:db8::]:443`"));
+    for clear in ["tcp to [2001:db8::1]:443", "tcp to 2001:db8::1", "tcp to 2001:db8::a443", "icmpv6 to 2001:db8::443"] {
+        assert_eq!(asked(clear).err, "", "{clear}");
+    }
+}
+
+#[test]
 fn a_warning_is_an_error_to_a_strict_check_only() {
     let desk = Desk::new();
     let lax = desk.run(&["check", "odd.yaml"]).exits(0);

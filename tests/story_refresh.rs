@@ -108,7 +108,7 @@ fn one_bad_name_does_not_spoil_the_others() {
     let policy = world.policy(&format!("version: 1\noutbound:\n  - to: {API}\n  - to: missing.example.com\n"));
     world.egressguard(&["apply", &policy]).exits(1).says(&["missing.example.com", "does not exist"]);
     passes(world.tls(API_V4));
-    world.egressguard(&["status"]).exits(0).says(&["unresolved", "missing.example.com"]);
+    world.egressguard(&["status"]).exits(1).says(&["unresolved", "missing.example.com"]);
 }
 
 #[test]

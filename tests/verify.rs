@@ -307,10 +307,24 @@ fn what_rewrites_packets_behind_our_rules_defeats_them() {
         "table ip evil {{ chain out {{ type filter hook postrouting priority 0; ip daddr {API_V4} ip daddr set {STRANGER_V4}; }}; }}\n"
     ));
     world.egressguard(&["verify"]).exits(1).says(&["same", "defeats", "after our rules have judged them"]);
+    world.egressguard(&["status"]).exits(1).says(&["defeated    by chain `out` of table `ip evil`"]);
     world.nft_load(
         "delete table ip evil\ntable ip mss { chain out { type filter hook postrouting priority 0; tcp flags syn tcp option maxseg size set 1360; ip dscp set cs1; ip ttl set 64; }; }\n",
     );
     world.egressguard(&["verify"]).exits(0).says(&["drops and changes nothing"]);
+    // In by the open door, and on to another.
+    world.nft_load(
+        "delete table ip mss\ntable ip side { chain in { type filter hook input priority 10; tcp dport 8443 tcp dport set 22; }; }\n",
+    );
+    world.egressguard(&["verify"]).exits(1).says(&["defeats", "chain `in` of table `ip side`"]);
+    // Where a map leads is followed, too.
+    world.nft_load(&format!(
+        "delete table ip side\ntable ip sly {{
+            chain deep {{ ip daddr set {STRANGER_V4}; }}
+            map ways {{ type ipv4_addr : verdict; elements = {{ {API_V4} : jump deep }}; }}
+            chain out {{ type filter hook postrouting priority 0; ip daddr vmap @ways; }}; }}\n"
+    ));
+    world.egressguard(&["verify"]).exits(1).says(&["defeats", "chain `out` of table `ip sly`"]);
 }
 
 #[test]

@@ -327,8 +327,17 @@ fn go_back(kernel: &mut dyn Kernel, before: Option<&TableDump>, differences: &[S
             "what was loaded stays; look at it with `egressguard verify`, and please report this with your kernel version",
         );
     };
-    let restored =
-        kernel.observe(Depth::Pins).and_then(|(generation, there)| kernel.commit(generation, &back_to(before, there.as_ref(), now)));
+    let mut back = || {
+        let (generation, there) = kernel.observe(Depth::Pins)?;
+        kernel.commit(generation, &back_to(before, there.as_ref(), now))
+    };
+    let mut restored = back();
+    for _ in 1..ATTEMPTS {
+        if !matches!(restored, Err(KernelError::Interfered)) {
+            break;
+        }
+        restored = back();
+    }
     match restored {
         Ok(_) => Failure::refused(message, "the rules from before were loaded again; please report this with your kernel version"),
         Err(error) => Failure::refused(

@@ -47,6 +47,20 @@ struct Ground {
     symbols: BTreeSet<DnsName>,
 }
 
+/// The end of an IPv6 address can look like a port, and is none.
+fn warn_of_ambiguous(spec: &PacketSpec, output: &mut Output) {
+    for (peer, port) in [(&spec.from, spec.from_port), (&spec.to, spec.to_port)] {
+        let (Peer::Address(IpAddr::V6(address)), None, true) = (peer, port, spec.protocol.has_ports()) else { continue };
+        let text = address.to_string();
+        let Some((host, end)) = text.rsplit_once(':').filter(|(_, end)| end.len() > 1 && end.bytes().all(|byte| byte.is_ascii_digit()))
+        else {
+            continue;
+        };
+        let host = if host.ends_with(':') { format!("{host}:") } else { host.to_string() };
+        output.warn(&format!("`{text}` is an address without a port; port {end} of another is written `[{host}]:{end}`"));
+    }
+}
+
 /// Packets that have the same answer.
 struct Answer {
     packets: Vec<Packet>,
@@ -113,7 +127,10 @@ fn ask(words: &[String], output: &mut Output) -> Result<Question, Failure> {
         _ => (words.join(" "), None),
     };
     match text.parse::<PacketSpec>() {
-        Ok(spec) => Ok(Question { spec, text, policy }),
+        Ok(spec) => {
+            warn_of_ambiguous(&spec, output);
+            Ok(Question { spec, text, policy })
+        }
         Err(error) => {
             let characters = |octets: usize| text.get(..octets).map_or(0, |part| part.chars().count());
             let (start, end) = (characters(error.offset), characters(error.offset + error.len));

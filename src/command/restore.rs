@@ -8,7 +8,7 @@ use crate::policy::Policy;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::program::GenerationId;
 use crate::state::{self, Backend, Current};
-use crate::world::{KernelError, World};
+use crate::world::{Depth, KernelError, World};
 
 /// What is loaded.
 struct Restored {
@@ -28,7 +28,12 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
     }
     let restored = match state::current(world.files) {
         Ok(Current::Removed(_)) => {
-            output.say("the rules were removed with `egressguard remove`: nothing is loaded")?;
+            output.say("the rules were removed with `egressguard remove`: there is nothing to restore")?;
+            if matches!(world.kernel.observe(Depth::Rules), Ok((_, Some(_)))) {
+                output.warn(
+                    "a table `inet egressguard` is loaded all the same: `egressguard refresh` finishes an apply that was interrupted",
+                );
+            }
             return Ok(Exit::Done);
         }
         Ok(Current::Generation(generation)) => saved(generation, world, output)?,

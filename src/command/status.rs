@@ -10,6 +10,7 @@ use crate::base::time::{Period, Timestamp};
 use crate::command::arguments::StatusArguments;
 use crate::command::{Exit, Failure, Output, enforce, handover, source};
 use crate::judge::plan::plan;
+use crate::judge::surroundings::{Weight, findings};
 use crate::pins::Pins;
 use crate::policy::{Mode, Policy};
 use crate::ruleset::compile::compile;
@@ -82,7 +83,8 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
     if is_whole && is_forgotten {
         output.warn("the state directory does not remember these rules: `egressguard apply POLICY` writes it anew");
     }
-    let healthy = identity.is_some() && drift.is_empty() && is_whole && !is_forgotten;
+    let defeated = expected.as_ref().map(|expected| defeated(&expected.policy, world)).unwrap_or_default();
+    let healthy = identity.is_some() && is_whole && !is_forgotten && drift.is_empty() && defeated.is_empty() && unresolved.is_empty();
     if arguments.json {
         output.json(&json!({
             "schema": "egressguard.status/1",
@@ -95,6 +97,7 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
             "pins": pins.iter().map(pin_json).collect::<Vec<_>>(),
             "unresolved": unresolved,
             "drift": drift,
+            "defeated": defeated,
             "quarantined": quarantined,
             "last_refresh": last.as_ref().map(|last| Timestamp(last.at).to_string()),
             "next_refresh": next.map(|next| next.to_string()),
@@ -124,6 +127,7 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
     let lines = unresolved.iter().map(|name| format!("unresolved  {name}: it has no pin and is blocked"));
     let lines = lines.chain(last.iter().flat_map(|last| &last.problems).map(|(name, words)| format!("problem     {name}: {words}")));
     let lines = lines.chain(quarantined.iter().map(|who| format!("quarantined {who}")));
+    let lines = lines.chain(defeated.iter().map(|what| format!("defeated    by {what}")));
     for line in lines.chain(drift.iter().map(|what| format!("drift       {what}"))).collect::<Vec<_>>() {
         output.say(&line)?;
     }
@@ -141,6 +145,13 @@ fn expected(world: &World, output: &mut Output) -> Result<Option<Expected>, Fail
     let pins = enforce::earlier_pins(&saved, &policy, world.host);
     let meant = compile(&policy, &pins, &saved.record.facts(&world.host.clock()), saved.record.generation).loadable();
     Ok(Some(Expected { saved, policy, pins, meant }))
+}
+
+/// What is not ours and takes packets elsewhere after our rules have let them pass. Whether it could be looked for is for `verify` to say.
+fn defeated(policy: &Policy, world: &mut World) -> Vec<String> {
+    let around = world.kernel.surroundings().unwrap_or_default();
+    let found = findings(&around, policy).into_iter().filter(|finding| finding.weight == Weight::Defeats);
+    found.map(|finding| format!("{}: {}", finding.what, finding.means)).collect()
 }
 
 fn by_nftables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -> Result<Held, Failure> {

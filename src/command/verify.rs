@@ -56,7 +56,10 @@ pub fn verify(arguments: &VerifyArguments, world: &mut World, output: &mut Outpu
     } else {
         say_differences(&differences, &policy, generation, output)?;
         say_findings(&findings, output)?;
-        for what in unseen(&around.unseen) {
+        for what in &around.unseen {
+            output.warn(&format!("not looked at: {what}"));
+        }
+        for what in NEVER_SEEN {
             output.detail(&format!("not looked at: {what}"));
         }
     }

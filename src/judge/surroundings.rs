@@ -4,6 +4,8 @@
 //! cannot open anything by accepting. What can open something is what changes packets after our rules have judged them, or takes them
 //! past the hooks.
 
+use std::collections::BTreeSet;
+
 use crate::policy::{Forward, Policy};
 use crate::ruleset::surroundings::{Effect, Family, Link, OtherBase, OtherTable, Surroundings};
 
@@ -50,11 +52,12 @@ impl Weight {
 }
 
 /// What no look at a network namespace shows from inside.
-pub const NEVER_SEEN: [&str; 4] = [
+pub const NEVER_SEEN: [&str; 5] = [
     "programs of other network namespaces, whose packets meet our rules only where they pass through this one",
     "macvlan and ipvlan links that other namespaces have on links of this one",
     "tcx programs, netfilter programs of BPF, and AF_XDP sockets",
     "hooks of kernel modules that are not nf_tables or iptables",
+    "rules inside tables of the older iptables",
 ];
 
 /// Everything that is not ours and what it means, the worst first.
@@ -127,15 +130,15 @@ fn of_table(found: &mut Vec<Finding>, family: Family, name: &str, table: &OtherT
 }
 
 /// What a base chain means: every sentence that holds, and the worst weight of them.
-fn of_chain(family: Family, base: &OtherBase, effects: &[&Effect]) -> (Vec<String>, Weight) {
-    let does = |effect: &Effect| effects.contains(&effect);
+fn of_chain(family: Family, base: &OtherBase, effects: &BTreeSet<&Effect>) -> (Vec<String>, Weight) {
+    let does = |effect: &Effect| effects.contains(effect);
     let ip = matches!(family, Family::Inet | Family::Ip | Family::Ip6) && base.hook != "ingress";
     // Frames leave by netdev egress after every hook of IP; bridges decide between ports, not about this host.
     let behind = match (family, base.hook) {
         (Family::Netdev, "egress") => true,
         (Family::Netdev, _) => false,
         (_, "postrouting") => true,
-        (_, "output" | "forward") => base.priority >= OURS,
+        (_, "input" | "output" | "forward") => base.priority >= OURS,
         _ => false,
     };
     let mut said: Vec<(Weight, &str)> = Vec::new();
@@ -153,6 +156,9 @@ fn of_chain(family: Family, base: &OtherBase, effects: &[&Effect]) -> (Vec<Strin
     }
     if does(&Effect::Queue) {
         said.push((Weight::Changes, "it leaves packets to a program, which may refuse or change them"));
+    }
+    if effects.iter().any(|effect| matches!(effect, Effect::Unknown(_))) {
+        said.push((Weight::Changes, "it has expressions that are not understood here, which may do anything"));
     }
     if does(&Effect::Intercept) {
         said.push((Weight::Changes, "it hands packets to a local socket, whatever port they ask for"));

@@ -1,7 +1,7 @@
 //! What else of a host meets packets besides our table: other people's chains, as far as they matter to what our rules decide, and
 //! the links. Values only; what they mean for us is judged elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// All of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -93,8 +93,10 @@ pub enum Effect {
     Offload,
     /// It sends them through another chain of its table.
     Enter(String),
-    /// A map says what becomes of them.
+    /// A map says what becomes of them: it may send them through any chain of its table.
     Choose,
+    /// Nobody knows: an expression of this name is not understood here.
+    Unknown(String),
 }
 
 /// A network link.
@@ -151,23 +153,26 @@ impl Family {
 }
 
 impl OtherTable {
-    /// Everything that the rules of a chain do, those of chains that it goes through included; sorted.
-    pub fn reached(&self, chain: &str) -> Vec<&Effect> {
-        let mut seen = vec![chain];
-        let mut next = 0;
-        let mut effects = Vec::new();
-        while let Some(name) = seen.get(next).copied() {
-            next += 1;
+    /// Everything that the rules of a chain do, those of chains that it goes through included; sorted. What a map may send packets
+    /// through counts as gone through.
+    pub fn reached(&self, chain: &str) -> BTreeSet<&Effect> {
+        let mut seen = BTreeSet::from([chain]);
+        let mut next = vec![chain];
+        let mut effects = BTreeSet::new();
+        while let Some(name) = next.pop() {
             for effect in self.chains.get(name).into_iter().flat_map(|chain| &chain.effects) {
                 match effect {
-                    Effect::Enter(other) if !seen.contains(&other.as_str()) => seen.push(other),
-                    Effect::Enter(_) => {}
-                    done => effects.push(done),
+                    Effect::Enter(other) => next.extend(seen.insert(other).then_some(other.as_str())),
+                    Effect::Choose if effects.insert(effect) => {
+                        let others = self.chains.iter().filter(|(_, chain)| chain.base.is_none());
+                        next.extend(others.map(|(name, _)| name.as_str()).filter(|name| seen.insert(name)));
+                    }
+                    done => {
+                        effects.insert(done);
+                    }
                 }
             }
         }
-        effects.sort();
-        effects.dedup();
         effects
     }
 }

@@ -1,6 +1,7 @@
 //! Looks at other people's tables, at the links and at what hangs on them, all in the network namespace of this thread.
 
 use std::fs;
+use std::path::Path;
 
 use nix::errno::Errno;
 
@@ -23,9 +24,10 @@ pub fn look(socket: &mut Socket) -> Result<Surroundings, KernelError> {
         if let Err(failure) = links(&mut found) {
             found.unseen.push(format!("links and what hangs on them: {}", words(failure)));
         }
-        found.legacy = [("ip", "ip_tables_names"), ("ip6", "ip6_tables_names")].into_iter().flat_map(legacy).collect();
-        found.packet_sockets = lines("net/packet").map_or(0, |lines| lines.len().saturating_sub(1));
-        found.forwards = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].map(forwards);
+        let mut proc = Proc { unseen: &mut found.unseen };
+        found.legacy = [("ip", "ip_tables_names"), ("ip6", "ip6_tables_names")].into_iter().flat_map(|table| proc.legacy(table)).collect();
+        found.packet_sockets = proc.lines("thread-self/net/packet").len().saturating_sub(1);
+        found.forwards = ["sys/net/ipv4/ip_forward", "sys/net/ipv6/conf/all/forwarding"].map(|option| proc.forwards(option));
         return Ok(found);
     }
     Err(KernelError::Broken(format!("the packet filter was changed by somebody else during each of {ATTEMPTS} attempts to read it")))
@@ -116,18 +118,31 @@ fn has_filters(socket: &mut Socket, index: i32, parent: u32) -> Result<bool, Fai
     }
 }
 
-fn legacy((family, file): (&'static str, &str)) -> Vec<String> {
-    lines(&format!("net/{file}")).unwrap_or_default().into_iter().map(|table| format!("{family} {table}")).collect()
+/// Files of /proc, those of this thread's network namespace, which need not be the process's.
+struct Proc<'a> {
+    unseen: &'a mut Vec<String>,
 }
 
-/// The lines of a file of this thread, whose network namespace need not be the process's.
-fn lines(file: &str) -> Option<Vec<String>> {
-    let text = fs::read_to_string(format!("/proc/thread-self/{file}")).ok()?;
-    Some(text.lines().filter(|line| !line.is_empty()).map(str::to_string).collect())
-}
+impl Proc<'_> {
+    fn legacy(&mut self, (family, file): (&'static str, &str)) -> Vec<String> {
+        self.lines(&format!("thread-self/net/{file}")).into_iter().map(|table| format!("{family} {table}")).collect()
+    }
 
-fn forwards(option: &str) -> bool {
-    fs::read_to_string(format!("/proc/sys/net/{option}")).is_ok_and(|value| value.trim() != "0")
+    fn forwards(&mut self, option: &str) -> bool {
+        self.lines(option).first().is_some_and(|value| value.trim() != "0")
+    }
+
+    /// The lines of a file. One that there is not says nothing: what it tells of is not loaded into the kernel.
+    fn lines(&mut self, file: &str) -> Vec<String> {
+        match fs::read_to_string(format!("/proc/{file}")) {
+            Ok(text) => text.lines().filter(|line| !line.is_empty()).map(str::to_string).collect(),
+            Err(error) => {
+                let is_hidden = error.kind() != std::io::ErrorKind::NotFound || !Path::new("/proc/self").exists();
+                self.unseen.extend(is_hidden.then(|| format!("/proc/{file}: {error}")));
+                Vec::new()
+            }
+        }
+    }
 }
 
 fn words(failure: Failure) -> String {
