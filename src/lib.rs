@@ -26,6 +26,7 @@
 //! | pins | 1 | |
 //! | ruleset | 2 | |
 //! | judge | 3 | |
+//! | violation | 3 | |
 //! | export | 3 | |
 //! | world | 4 | |
 //! | state | 5 | |
@@ -47,4 +48,5 @@ pub mod ruleset;
 pub mod simulated;
 pub mod state;
 pub mod system;
+pub mod violation;
 pub mod world;
