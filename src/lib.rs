@@ -27,6 +27,7 @@
 //! | ruleset | 2 | |
 //! | judge | 3 | |
 //! | export | 3 | |
+//! | violation | 3 | judge |
 //! | world | 4 | |
 //! | state | 5 | |
 //! | simulated | 5 | |
@@ -47,4 +48,5 @@ pub mod ruleset;
 pub mod simulated;
 pub mod state;
 pub mod system;
+pub mod violation;
 pub mod world;

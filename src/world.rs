@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -12,6 +13,7 @@ pub use crate::pins::{Anchor, Answer};
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
 use crate::ruleset::surroundings::Surroundings;
+use crate::violation::decode::Logged;
 
 /// Which elements a dump carries. Dumping is superlinear in the number of elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,6 +251,41 @@ pub enum ProgramError {
 pub trait Programs {
     /// Runs one with this input, and answers with its standard output.
     fn run(&mut self, program: &str, arguments: &[&str], input: &str) -> Result<String, ProgramError>;
+}
+
+/// Why the kernel's packet log cannot be followed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum LogError {
+    /// CAP_NET_ADMIN is missing in the user namespace that owns the network namespace.
+    #[error("not permitted to read the packet log (EPERM)")]
+    NotPermitted,
+    /// Another program of this network namespace reads the same group already; the kernel gives each record to one reader.
+    #[error("another program follows the packet log already (group {0} is taken)")]
+    Busy(u16),
+    /// The kernel has no packet log, or cannot load it.
+    #[error("this kernel has no packet log for programs: {0}")]
+    Unsupported(String),
+    /// Anything else.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// What happened while the packet log was waited for, besides the records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Meanwhile {
+    /// How many records the kernel made and nobody will get, by the gaps in their numbers.
+    pub lost: u64,
+    /// How often the kernel had no room for more records (ENOBUFS).
+    pub overruns: u64,
+    /// How long the log is open, on a clock that nobody can set.
+    pub passed: Duration,
+}
+
+/// The kernel's packet log (NFLOG) of one network namespace.
+pub trait Log {
+    /// Waits at most this long, hands over every record that is there, in the order in which they were made, and answers with what
+    /// else happened. Ends early when somebody asks for something, and with many records before the last of them.
+    fn wait(&mut self, patience: Duration, take: &mut dyn FnMut(&Logged<'_>)) -> Result<Meanwhile, LogError>;
 }
 
 /// All of it together.
