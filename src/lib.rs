@@ -26,8 +26,8 @@
 //! | pins | 1 | |
 //! | ruleset | 2 | |
 //! | judge | 3 | |
+//! | violation | 3 | |
 //! | export | 3 | |
-//! | violation | 3 | judge |
 //! | world | 4 | |
 //! | state | 5 | |
 //! | simulated | 5 | |

@@ -11,6 +11,7 @@ use egressguard::command::{self, Exit, Failure, Output, Style, Verbosity};
 use egressguard::demo::{self, Colour, DemoOptions};
 use egressguard::ruleset::program::{GenerationId, Op, TableDump};
 use egressguard::ruleset::surroundings::Surroundings;
+use egressguard::state::books;
 use egressguard::system::files::{NamedDocuments, StateDirectory};
 use egressguard::system::host::LocalHost;
 use egressguard::system::netlink::NfTables;
@@ -59,6 +60,7 @@ fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -
     let mut resolver = DnsResolver::new();
     let mut flows = KernelFlows::new();
     let mut files = StateDirectory::new(arguments.state_directory());
+    let mut watch = StateDirectory::new(arguments.state_directory().join(books::WATCH_DIRECTORY));
     let mut documents = NamedDocuments;
     let mut programs = InstalledPrograms;
     let mut world = World {
@@ -67,6 +69,7 @@ fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -
         resolver: &mut resolver,
         host: &host,
         files: &mut files,
+        watch: &mut watch,
         documents: &mut documents,
         programs: &mut programs,
     };

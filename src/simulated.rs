@@ -4,6 +4,7 @@
 //! One contract (`tests/kernel_contract.rs`) runs on this and on the real kernel. Where kernels differ this is the least able
 //! one: adding an element that is there does not renew its timeout (kernels before 6.12).
 
+pub mod files;
 pub mod flows;
 pub mod programs;
 mod table;

@@ -4,6 +4,8 @@
 //! `current` names the generation to restore; it is replaced after the kernel has been read back. So a run that is killed
 //! anywhere leaves the old generation or the new one, each whole, and the generation that the kernel itself names says which.
 
+pub mod books;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 

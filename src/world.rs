@@ -1,6 +1,7 @@
 //! The few traits through which effects enter: the kernel, its flows, the resolver, the host. Nothing else reaches outside.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -154,6 +155,22 @@ pub trait Files {
     /// Replaces the content without waiting for the disk: after a power cut it may be the old one, or empty.
     fn note(&mut self, name: &str, content: &[u8]) -> Result<(), FileError>;
 
+    /// Adds to the end of a file, of which the first `keep` octets stay and all others go; it is on the disk when this returns. Of
+    /// what cannot be added whole nothing stays, except where the process ends in the middle of it.
+    fn append(&mut self, name: &str, keep: u64, content: &[u8]) -> Result<(), FileError>;
+
+    /// The same without waiting for the disk.
+    fn append_note(&mut self, name: &str, keep: u64, content: &[u8]) -> Result<(), FileError>;
+
+    /// How long a file is, and its last octets, at most so many; `None` when there is no such file.
+    fn tail(&self, name: &str, octets: u64) -> Result<Option<Tail>, FileError>;
+
+    /// A file to be read from its start, bit by bit; `None` when there is no such file.
+    fn open(&self, name: &str) -> Result<Option<Box<dyn Read>>, FileError>;
+
+    /// Gives a file another name; a file that has that name already is replaced.
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), FileError>;
+
     /// Removes a file; nothing happens when there is none.
     fn remove(&mut self, name: &str) -> Result<(), FileError>;
 
@@ -169,6 +186,15 @@ pub trait Files {
 
     /// Where the files are, for words.
     fn place(&self) -> String;
+}
+
+/// The end of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tail {
+    /// How many octets the whole file has.
+    pub size: u64,
+    /// Its last octets.
+    pub octets: Vec<u8>,
 }
 
 /// Files that the user names.
@@ -222,6 +248,9 @@ pub trait Host {
 
     /// The number of a user; `None` when there is none.
     fn user(&self, name: &str) -> Result<Option<u32>, String>;
+
+    /// The name of a user; `None` when there is none, or the host does not tell.
+    fn name_of_user(&self, uid: u32) -> Option<String>;
 
     /// The number of a group; `None` when there is none.
     fn group(&self, name: &str) -> Result<Option<u32>, String>;
@@ -300,6 +329,8 @@ pub struct World<'a> {
     pub host: &'a dyn Host,
     /// The state directory.
     pub files: &'a mut dyn Files,
+    /// The directory of the book that `watch` writes: it belongs to another user.
+    pub watch: &'a mut dyn Files,
     /// Files that the user names.
     pub documents: &'a mut dyn Documents,
     /// Programs of the host.

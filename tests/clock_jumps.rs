@@ -54,6 +54,10 @@ impl Host for Clocks {
         Ok(None)
     }
 
+    fn name_of_user(&self, _: u32) -> Option<String> {
+        None
+    }
+
     fn group(&self, _: &str) -> Result<Option<u32>, String> {
         Ok(None)
     }
@@ -142,6 +146,7 @@ impl Machine {
             resolver: &mut dns,
             host: &self.clocks,
             files: &mut files,
+            watch: &mut StateDirectory::new(self.directory.path().join("state/watch")),
             documents: &mut NamedDocuments,
         };
         command::run(&arguments.command, &mut world, &mut output).unwrap_or_else(|failure| panic!("{failure}"))

@@ -80,6 +80,7 @@ impl Desk {
             resolver: &mut NoResolver,
             host: &LocalHost::new(),
             files: &mut StateDirectory::new(self.directory.path().join("state")),
+            watch: &mut StateDirectory::new(self.directory.path().join("state/watch")),
             documents: &mut NamedDocuments,
             programs: &mut self.programs,
         };

@@ -102,6 +102,17 @@ impl Protocol {
     /// ICMP for IPv6.
     pub const ICMPV6: Protocol = Protocol(58);
 
+    /// The protocol of its word in the packet spelling, which is its number where it has no other.
+    pub fn of_word(word: &str) -> Option<Protocol> {
+        match word {
+            "icmp" => Some(Protocol::ICMP),
+            "tcp" => Some(Protocol::TCP),
+            "udp" => Some(Protocol::UDP),
+            "icmpv6" => Some(Protocol::ICMPV6),
+            number => number.parse().ok().map(Protocol),
+        }
+    }
+
     /// Whether source and destination ports are the first four octets of its header, as this program reads them.
     pub fn has_ports(self) -> bool {
         self == Protocol::TCP || self == Protocol::UDP

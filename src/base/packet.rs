@@ -28,6 +28,22 @@ pub enum Direction {
     Forward,
 }
 
+impl Direction {
+    /// Its word in the spelling.
+    pub fn word(self) -> &'static str {
+        match self {
+            Direction::Out => "out",
+            Direction::In => "in",
+            Direction::Forward => "forward",
+        }
+    }
+
+    /// The direction of a word.
+    pub fn of_word(word: &str) -> Option<Direction> {
+        [Direction::Out, Direction::In, Direction::Forward].into_iter().find(|direction| direction.word() == word)
+    }
+}
+
 /// What connection tracking says of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[allow(missing_docs)]

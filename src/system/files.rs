@@ -1,14 +1,14 @@
 //! Files: the state directory with its lock, and the documents that the user names.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::system::git;
-use crate::world::{Documents, FileError, Files, RevisionError};
+use crate::world::{Documents, FileError, Files, RevisionError, Tail};
 
 /// The name of the lock file.
 const LOCK: &str = "lock";
@@ -99,6 +99,42 @@ impl Files for StateDirectory {
     fn note(&mut self, name: &str, content: &[u8]) -> Result<(), FileError> {
         self.make()?;
         replace(&self.path.join(name), content, 0o600, Disk::Trust)
+    }
+
+    fn append(&mut self, name: &str, keep: u64, content: &[u8]) -> Result<(), FileError> {
+        self.make()?;
+        add(&self.path.join(name), keep, content, Disk::Wait)
+    }
+
+    fn append_note(&mut self, name: &str, keep: u64, content: &[u8]) -> Result<(), FileError> {
+        self.make()?;
+        add(&self.path.join(name), keep, content, Disk::Trust)
+    }
+
+    fn tail(&self, name: &str, octets: u64) -> Result<Option<Tail>, FileError> {
+        let path = self.path.join(name);
+        let explained = |error: io::Error| explain("read", &path, &error);
+        let Some(mut file) = open(&path).map_err(explained)? else { return Ok(None) };
+        let mut read = || {
+            let size = file.metadata()?.len();
+            file.seek(SeekFrom::Start(size.saturating_sub(octets)))?;
+            let mut tail = Vec::new();
+            (&file).take(octets).read_to_end(&mut tail)?;
+            Ok(Some(Tail { size, octets: tail }))
+        };
+        read().map_err(explained)
+    }
+
+    fn open(&self, name: &str) -> Result<Option<Box<dyn Read>>, FileError> {
+        let path = self.path.join(name);
+        let opened = open(&path).map_err(|error| explain("read", &path, &error))?;
+        Ok(opened.map(|file| Box::new(file) as Box<dyn Read>))
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), FileError> {
+        let path = self.path.join(from);
+        let renamed = fs::rename(&path, self.path.join(to)).and_then(|()| sync_directory(&self.path));
+        renamed.map_err(|error| explain("rename", &path, &error))
     }
 
     fn remove(&mut self, name: &str) -> Result<(), FileError> {
@@ -196,6 +232,40 @@ enum Disk {
 fn is_alive(note: &str) -> bool {
     let pid = note.rsplit_once("(pid ").and_then(|(_, pid)| pid.strip_suffix(')')).and_then(|pid| pid.parse::<u32>().ok());
     pid.is_some_and(|pid| Path::new("/proc").join(pid.to_string()).exists())
+}
+
+/// A file to be read; nothing when there is none. The directory may be another user's: no link is followed, and no pipe waited for.
+fn open(path: &Path) -> io::Result<Option<File>> {
+    match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Adds to a file behind its first `keep` octets.
+fn add(path: &Path, keep: u64, content: &[u8], disk: Disk) -> Result<(), FileError> {
+    let add = || {
+        let is_new = !path.exists();
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let there = file.metadata()?.len();
+        if there > keep {
+            file.set_len(keep)?;
+        }
+        let end = there.min(keep);
+        file.seek(SeekFrom::Start(end))?;
+        let added = file.write_all(content).and_then(|()| if disk == Disk::Wait { file.sync_data() } else { Ok(()) });
+        if let Err(error) = added {
+            // Where even that fails, the next one cuts it off.
+            let _ = file.set_len(end);
+            return Err(error);
+        }
+        match path.parent() {
+            Some(parent) if is_new && disk == Disk::Wait => sync_directory(parent),
+            _ => Ok(()),
+        }
+    };
+    add().map_err(|error| explain("write", path, &error))
 }
 
 /// Where a file stands while it is being written.

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{Group, User};
+use nix::unistd::{Group, Uid, User};
 
 use crate::base::time::Timestamp;
 use crate::pins::Anchor;
@@ -94,6 +94,10 @@ impl Host for LocalHost {
 
     fn user(&self, name: &str) -> Result<Option<u32>, String> {
         found(User::from_name(name).map(|user| user.map(|user| user.uid.as_raw())), "user", name)
+    }
+
+    fn name_of_user(&self, uid: u32) -> Option<String> {
+        User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
     }
 
     fn group(&self, name: &str) -> Result<Option<u32>, String> {
