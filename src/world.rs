@@ -14,7 +14,9 @@ pub use crate::pins::{Anchor, Answer};
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
 use crate::ruleset::surroundings::Surroundings;
+use crate::violation::attribute::Ends;
 use crate::violation::decode::Logged;
+use crate::violation::fold::Found;
 
 /// Which elements a dump carries. Dumping is superlinear in the number of elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -315,6 +317,18 @@ pub trait Log {
     /// Waits at most this long, hands over every record that is there, in the order in which they were made, and answers with what
     /// else happened. Ends early when somebody asks for something, and with many records before the last of them.
     fn wait(&mut self, patience: Duration, take: &mut dyn FnMut(&Logged<'_>)) -> Result<Meanwhile, LogError>;
+}
+
+/// Who is behind packets.
+pub trait Owners {
+    /// Takes note of what will not be there later. Cheap when there is nothing.
+    fn gather(&mut self);
+
+    /// Who owns the socket that sent a packet between these ends.
+    fn owner(&mut self, ends: &Ends) -> Found;
+
+    /// What cannot be found out here, in words. Each is said once.
+    fn limits(&mut self) -> Vec<String>;
 }
 
 /// All of it together.
