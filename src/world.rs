@@ -314,9 +314,9 @@ pub struct Meanwhile {
 
 /// The kernel's packet log (NFLOG) of one network namespace.
 pub trait Log {
-    /// Waits at most this long, hands over every record that is there, in the order in which they were made, and answers with what
-    /// else happened. Ends early when somebody asks for something, and with many records before the last of them.
-    fn wait(&mut self, patience: Duration, take: &mut dyn FnMut(&Logged<'_>)) -> Result<Meanwhile, LogError>;
+    /// Waits at most this long, hands over every record that is there, in the order in which they were made, each with how long the
+    /// log was open when it was read, and answers with what else happened. Ends early when somebody asks for something, and with many records before the last of them.
+    fn wait(&mut self, patience: Duration, take: &mut dyn FnMut(&Logged<'_>, Duration)) -> Result<Meanwhile, LogError>;
 }
 
 /// Who is behind packets.
@@ -329,6 +329,73 @@ pub trait Owners {
 
     /// What cannot be found out here, in words. Each is said once.
     fn limits(&mut self) -> Vec<String>;
+}
+
+/// What somebody asked of a command that goes on until it is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Asked {
+    /// It is to end (SIGTERM, SIGINT, SIGHUP).
+    pub end: bool,
+    /// The terminal has another size (SIGWINCH).
+    pub resized: bool,
+}
+
+/// What somebody asks of a command that goes on.
+pub trait Requests {
+    /// Waits at most this long for something to be asked, and answers with what was asked since it was last looked.
+    fn wait(&mut self, patience: Duration) -> Asked;
+
+    /// The columns and rows of the terminal that the answer goes to; `None` when it goes to none.
+    fn window(&self) -> Option<(u16, u16)>;
+}
+
+/// Whoever started this process as a service, and the journal of the host.
+pub trait Supervisor {
+    /// Tells the service manager this state (sd_notify(3)); nothing happens where there is none.
+    fn notify(&mut self, state: &str);
+
+    /// Within how long the service manager wants to hear from this process again; `None` when it does not.
+    fn watchdog(&self) -> Option<Duration>;
+
+    /// Writes an entry with these fields into the host's journal. Whether there is one that took it.
+    fn journal(&mut self, fields: &[(&str, &str)]) -> bool;
+}
+
+/// A program that is told something and runs beside this one: one at a time.
+pub trait Hook {
+    /// Starts it with this input, and ends it when it runs longer than `patience`; why it cannot be started.
+    fn start(&mut self, program: &str, input: &[u8], patience: Duration) -> Result<(), String>;
+
+    /// What became of the one that was started, in words, once; `None` while it runs, and when none was started.
+    fn ended(&mut self) -> Option<String>;
+
+    /// Whether one runs.
+    fn is_running(&self) -> bool;
+}
+
+/// Those who ask for metrics.
+pub trait Scrapes {
+    /// Whether somebody waits for an answer.
+    fn is_asked(&mut self) -> bool;
+
+    /// Answers everybody who waits.
+    fn answer(&mut self, text: &str);
+}
+
+/// What only `watch` uses of the world.
+pub struct Watching<'a> {
+    /// The packet log.
+    pub log: &'a mut dyn Log,
+    /// Who is behind packets.
+    pub owners: &'a mut dyn Owners,
+    /// What is asked of it while it runs.
+    pub requests: &'a mut dyn Requests,
+    /// The service manager and the journal.
+    pub supervisor: &'a mut dyn Supervisor,
+    /// The program that the policy names for alerts.
+    pub hook: &'a mut dyn Hook,
+    /// Those who ask for metrics; `None` when nobody may.
+    pub scrapes: Option<&'a mut dyn Scrapes>,
 }
 
 /// All of it together.

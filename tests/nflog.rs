@@ -13,7 +13,7 @@ use egressguard::world::{Log, LogError, Meanwhile};
 /// One packet of the log, in words.
 fn follow(log: &mut PacketLog, seen: &mut Vec<String>) -> Meanwhile {
     let patience = Duration::from_millis(300);
-    log.wait(patience, &mut |logged| match decode(logged) {
+    log.wait(patience, &mut |logged, _| match decode(logged) {
         Ok(packet) => {
             let direction = match packet.direction {
                 Direction::In => "in",

@@ -3,6 +3,7 @@
 //! A violation is a packet that no rule allowed; in `mode: observe`, one that no rule would have allowed. Nothing here looks outside:
 //! the kernel's counts and the files come in as values.
 
+pub mod alert;
 pub mod attribute;
 pub mod book;
 pub mod decode;

@@ -111,7 +111,7 @@ impl PacketLog {
 }
 
 impl Log for PacketLog {
-    fn wait(&mut self, patience: Duration, take: &mut dyn FnMut(&Logged<'_>)) -> Result<Meanwhile, LogError> {
+    fn wait(&mut self, patience: Duration, take: &mut dyn FnMut(&Logged<'_>, Duration)) -> Result<Meanwhile, LogError> {
         let mut meanwhile = Meanwhile::default();
         if !patience.is_zero() {
             self.sleep(patience)?;
@@ -119,6 +119,7 @@ impl Log for PacketLog {
         for _ in 0..AT_ONCE {
             match self.socket.receive() {
                 Ok(Some(datagram)) => {
+                    let passed = self.opened.elapsed();
                     let records = messages(datagram).unwrap_or_default();
                     for record in records.iter().filter_map(logged) {
                         let (number, record) = record;
@@ -128,7 +129,7 @@ impl Log for PacketLog {
                             meanwhile.lost += u64::from(gap);
                         }
                         self.next = number.wrapping_add(1);
-                        take(&record);
+                        take(&record, passed);
                     }
                 }
                 Ok(None) => break,
