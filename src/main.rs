@@ -2,23 +2,32 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
-use egressguard::command::arguments::{Arguments, Command, When};
+use egressguard::command::arguments::{Arguments, Command, WatchArguments, When};
 use egressguard::command::{self, Exit, Failure, Output, Style, Verbosity};
 use egressguard::demo::{self, Colour, DemoOptions};
 use egressguard::ruleset::program::{GenerationId, Op, TableDump};
 use egressguard::ruleset::surroundings::Surroundings;
 use egressguard::state::books;
+use egressguard::system::attribution::HostOwners;
 use egressguard::system::files::{NamedDocuments, StateDirectory};
+use egressguard::system::hook::Program;
 use egressguard::system::host::LocalHost;
 use egressguard::system::netlink::NfTables;
 use egressguard::system::netlink::flow::KernelFlows;
+use egressguard::system::netlink::nflog::PacketLog;
 use egressguard::system::programs::InstalledPrograms;
 use egressguard::system::resolver::DnsResolver;
-use egressguard::world::{Depth, Kernel, KernelError, World};
+use egressguard::system::signals::Signals;
+use egressguard::system::supervisor::Systemd;
+use egressguard::violation::decode::Logged;
+use egressguard::world::{Depth, Kernel, KernelError, Log, LogError, Meanwhile, Watching, World};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 
@@ -73,7 +82,53 @@ fn in_world(arguments: &Arguments, kernel: &mut OnDemand, output: &mut Output) -
         documents: &mut documents,
         programs: &mut programs,
     };
-    command::run(&arguments.command, &mut world, output)
+    match &arguments.command {
+        Command::Watch(asked) => follow(asked, &mut world, output),
+        other => command::run(other, &mut world, output),
+    }
+}
+
+/// Runs `watch`, which uses more of the world than others do.
+fn follow(asked: &WatchArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
+    // ORDER: before anything else, for a thread that is started later must not take the signals.
+    let mut signals = Signals::new().map_err(|error| {
+        Failure::refused(format!("cannot wait for signals: {}", command::words(&error)), "see that the limit of open files is not reached")
+    })?;
+    let mut owners = HostOwners::open();
+    let mut wakers = owners.descriptors();
+    wakers.push(signals.descriptor());
+    let mut log = LogOnDemand { log: None, wakers };
+    let mut supervisor = Systemd::from_environment();
+    let mut hook = Program::default();
+    let mut watching = Watching {
+        log: &mut log,
+        owners: &mut owners,
+        requests: &mut signals,
+        supervisor: &mut supervisor,
+        hook: &mut hook,
+        scrapes: None,
+    };
+    command::watch::watch(asked, world, &mut watching, output)
+}
+
+/// The kernel's packet log, opened when it is first waited for.
+struct LogOnDemand {
+    log: Option<PacketLog>,
+    wakers: Vec<Arc<OwnedFd>>,
+}
+
+impl Log for LogOnDemand {
+    fn wait(&mut self, patience: Duration, take: &mut dyn FnMut(&Logged<'_>, Duration)) -> Result<Meanwhile, LogError> {
+        let log = match &mut self.log {
+            Some(log) => log,
+            none => {
+                let mut log = PacketLog::open()?;
+                self.wakers.iter().for_each(|waker| log.wake_by(waker.clone()));
+                none.insert(log)
+            }
+        };
+        log.wait(patience, take)
+    }
 }
 
 /// Runs the demo, which writes by itself.

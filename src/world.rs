@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -13,6 +14,9 @@ pub use crate::pins::{Anchor, Answer};
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
 use crate::ruleset::surroundings::Surroundings;
+use crate::violation::attribute::Ends;
+use crate::violation::decode::Logged;
+use crate::violation::fold::Found;
 
 /// Which elements a dump carries. Dumping is superlinear in the number of elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -278,6 +282,120 @@ pub enum ProgramError {
 pub trait Programs {
     /// Runs one with this input, and answers with its standard output.
     fn run(&mut self, program: &str, arguments: &[&str], input: &str) -> Result<String, ProgramError>;
+}
+
+/// Why the kernel's packet log cannot be followed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum LogError {
+    /// CAP_NET_ADMIN is missing in the user namespace that owns the network namespace.
+    #[error("not permitted to read the packet log (EPERM)")]
+    NotPermitted,
+    /// Another program of this network namespace reads the same group already; the kernel gives each record to one reader.
+    #[error("another program follows the packet log already (group {0} is taken)")]
+    Busy(u16),
+    /// The kernel has no packet log, or cannot load it.
+    #[error("this kernel has no packet log for programs: {0}")]
+    Unsupported(String),
+    /// Anything else.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// What happened while the packet log was waited for, besides the records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Meanwhile {
+    /// How many records the kernel made and nobody will get, by the gaps in their numbers.
+    pub lost: u64,
+    /// How often the kernel had no room for more records (ENOBUFS).
+    pub overruns: u64,
+    /// How long the log is open, on a clock that nobody can set.
+    pub passed: Duration,
+}
+
+/// The kernel's packet log (NFLOG) of one network namespace.
+pub trait Log {
+    /// Waits at most this long, hands over every record that is there, in the order in which they were made, each with how long the
+    /// log was open when it was read, and answers with what else happened. Ends early when somebody asks for something, and with many records before the last of them.
+    fn wait(&mut self, patience: Duration, take: &mut dyn FnMut(&Logged<'_>, Duration)) -> Result<Meanwhile, LogError>;
+}
+
+/// Who is behind packets.
+pub trait Owners {
+    /// Takes note of what will not be there later. Cheap when there is nothing.
+    fn gather(&mut self);
+
+    /// Who owns the socket that sent a packet between these ends.
+    fn owner(&mut self, ends: &Ends) -> Found;
+
+    /// What cannot be found out here, in words. Each is said once.
+    fn limits(&mut self) -> Vec<String>;
+}
+
+/// What somebody asked of a command that goes on until it is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Asked {
+    /// It is to end (SIGTERM, SIGINT, SIGHUP).
+    pub end: bool,
+    /// The terminal has another size (SIGWINCH).
+    pub resized: bool,
+}
+
+/// What somebody asks of a command that goes on.
+pub trait Requests {
+    /// Waits at most this long for something to be asked, and answers with what was asked since it was last looked.
+    fn wait(&mut self, patience: Duration) -> Asked;
+
+    /// The columns and rows of the terminal that the answer goes to; `None` when it goes to none.
+    fn window(&self) -> Option<(u16, u16)>;
+}
+
+/// Whoever started this process as a service, and the journal of the host.
+pub trait Supervisor {
+    /// Tells the service manager this state (sd_notify(3)); nothing happens where there is none.
+    fn notify(&mut self, state: &str);
+
+    /// Within how long the service manager wants to hear from this process again; `None` when it does not.
+    fn watchdog(&self) -> Option<Duration>;
+
+    /// Writes an entry with these fields into the host's journal. Whether there is one that took it.
+    fn journal(&mut self, fields: &[(&str, &str)]) -> bool;
+}
+
+/// A program that is told something and runs beside this one: one at a time.
+pub trait Hook {
+    /// Starts it with this input, and ends it when it runs longer than `patience`; why it cannot be started.
+    fn start(&mut self, program: &str, input: &[u8], patience: Duration) -> Result<(), String>;
+
+    /// What became of the one that was started, in words, once; `None` while it runs, and when none was started.
+    fn ended(&mut self) -> Option<String>;
+
+    /// Whether one runs.
+    fn is_running(&self) -> bool;
+}
+
+/// Those who ask for metrics.
+pub trait Scrapes {
+    /// Whether somebody waits for an answer.
+    fn is_asked(&mut self) -> bool;
+
+    /// Answers everybody who waits.
+    fn answer(&mut self, text: &str);
+}
+
+/// What only `watch` uses of the world.
+pub struct Watching<'a> {
+    /// The packet log.
+    pub log: &'a mut dyn Log,
+    /// Who is behind packets.
+    pub owners: &'a mut dyn Owners,
+    /// What is asked of it while it runs.
+    pub requests: &'a mut dyn Requests,
+    /// The service manager and the journal.
+    pub supervisor: &'a mut dyn Supervisor,
+    /// The program that the policy names for alerts.
+    pub hook: &'a mut dyn Hook,
+    /// Those who ask for metrics; `None` when nobody may.
+    pub scrapes: Option<&'a mut dyn Scrapes>,
 }
 
 /// All of it together.

@@ -85,6 +85,8 @@ pub enum Command {
     Status(StatusArguments),
     /// Compare what the kernel holds with what was applied, and name what else stands in the way of packets.
     Verify(VerifyArguments),
+    /// Follow violations as they happen: who tried what, and which rule refused it.
+    Watch(WatchArguments),
     /// Take the rules away.
     Remove(RemoveArguments),
     /// Show the whole story in a throw-away network namespace.
@@ -324,6 +326,27 @@ pub struct VerifyArguments {
     /// Answer with a JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `watch`.
+#[derive(Debug, Args)]
+#[command(after_help = "On a terminal it is a table that updates in place; anywhere else, and with --json, a line for each burst of\n\
+packets. Where the service follows the packet log already, the service's book is followed instead.\n\n  \
+egressguard watch\n  \
+egressguard watch --json | jq .destination")]
+pub struct WatchArguments {
+    /// Write a JSON object on a line for each record.
+    #[arg(long)]
+    pub json: bool,
+    /// Run as a service: write the book and the journal, run the policy's alert, tell the service manager.
+    #[arg(long, conflicts_with = "json")]
+    pub service: bool,
+    /// Serve metrics over HTTP at this address of the loopback: `127.0.0.1:9477`, or the port alone.
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<String>,
+    /// Let `--metrics` name an address that is not of the loopback: whoever reaches it learns who tried what.
+    #[arg(long, requires = "metrics")]
+    pub metrics_from_anywhere: bool,
 }
 
 /// Arguments of `remove`.

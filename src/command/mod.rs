@@ -6,6 +6,7 @@ pub mod diff;
 pub mod enforce;
 pub mod explain;
 pub mod handover;
+pub mod metrics;
 pub mod offline;
 pub mod refresh;
 pub mod remove;
@@ -16,6 +17,7 @@ pub mod status;
 pub mod test;
 pub mod verdict;
 pub mod verify;
+pub mod watch;
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -27,7 +29,7 @@ use thiserror::Error;
 use crate::base::diagnostic::is_printable;
 use crate::judge::plan::NotOurs;
 use crate::state::StateError;
-use crate::world::{FileError, KernelError, World};
+use crate::world::{FileError, KernelError, LogError, World};
 use arguments::Command;
 
 /// The exit codes of every command.
@@ -75,6 +77,18 @@ impl From<KernelError> for Failure {
             KernelError::Interfered => "another program keeps changing the packet filter: find it with `nft monitor`, then run this again",
             KernelError::Refused(_) => "nothing was changed; the kernel may lack a feature: see the kernel versions in the README",
             KernelError::Broken(_) => "run `egressguard status` to see what the kernel holds",
+        };
+        Failure::refused(error.to_string(), help)
+    }
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Failure {
+        let help = match &error {
+            LogError::NotPermitted => "run it as root, or with CAP_NET_ADMIN",
+            LogError::Busy(_) => "`systemctl status egressguard-watch` shows whether it is the service; else look for ulogd",
+            LogError::Unsupported(_) => "try `modprobe nfnetlink_log`; without it `egressguard report` still shows what the kernel counted",
+            LogError::Broken(_) => "run it again; `egressguard report` shows what the kernel counted meanwhile",
         };
         Failure::refused(error.to_string(), help)
     }
@@ -233,7 +247,7 @@ fn heard(written: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Runs a command. `demo`, which makes a world of its own, is not run here.
+/// Runs a command. `demo`, which makes a world of its own, and `watch`, which needs more of it, are not run here.
 pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     match command {
         Command::Check(arguments) => offline::check(arguments, world, output),
@@ -251,6 +265,7 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
         Command::Restore => restore::restore(world, output),
         Command::Status(arguments) => status::status(arguments, world, output),
         Command::Remove(arguments) => remove::remove(arguments, world, output),
+        Command::Watch(_) => Err(Failure::wrong("`watch` needs more of the world", "run `egressguard watch`")),
         Command::Demo => Err(Failure::wrong("`demo` makes a world of its own", "run `egressguard demo`")),
     }
 }

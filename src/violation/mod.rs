@@ -3,7 +3,11 @@
 //! A violation is a packet that no rule allowed; in `mode: observe`, one that no rule would have allowed. Nothing here looks outside:
 //! the kernel's counts and the files come in as values.
 
+pub mod alert;
+pub mod attribute;
 pub mod book;
+pub mod decode;
+pub mod fold;
 pub mod record;
 
 use std::net::IpAddr;

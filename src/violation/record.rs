@@ -33,6 +33,12 @@ pub enum Kind {
         /// How many.
         count: u64,
     },
+    /// Watch: so many packets were seen and are told as a number only, because there were too many of different senders and
+    /// destinations at a time.
+    Other {
+        /// How many.
+        count: u64,
+    },
     /// Watch: reading began.
     Started {},
     /// Watch: reading ended.
@@ -455,6 +461,7 @@ impl<'a> Line<'a> {
                 line: self.line,
             })),
             "lost" => Kind::Lost { count: self.count? },
+            "other" => Kind::Other { count: self.count? },
             "started" => Kind::Started {},
             "stopped" => Kind::Stopped {},
             "alert" => Kind::Alert { count: self.count?, outcome: owned(&self.outcome)? },
@@ -596,6 +603,7 @@ mod tests {
             Kind::Seen(Box::new(seen())),
             Kind::Seen(Box::new(Seen { process: Some(Process::Gone), name: None, uid: None, user: None, line: None, ..seen() })),
             Kind::Lost { count: 12 },
+            Kind::Other { count: 3 },
             Kind::Started {},
             Kind::Stopped {},
             Kind::Alert { count: 2, outcome: "done".into() },

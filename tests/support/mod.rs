@@ -233,6 +233,19 @@ impl World {
         Output::of(command.output().expect("the program runs"))
     }
 
+    /// The program started by another one inside the host's namespace, still running; both outputs are pipes.
+    pub fn started_inside(&self, wrapper: &[&str], arguments: &[&str]) -> std::process::Child {
+        let mut command = self.host.command(wrapper.first().expect("a program"));
+        command.args(&wrapper[1..]).arg(env!("CARGO_BIN_EXE_egressguard")).args(arguments).arg("--state-dir").arg(self.state());
+        command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("the program runs")
+    }
+
+    /// Another program inside the host's namespace.
+    pub fn inside(&self, program: &Path) -> Command {
+        self.host.command(program)
+    }
+
     fn command(&self, wrapper: &[&str], arguments: &[&str]) -> Command {
         assert!(!arguments.contains(&"--netns"), "the namespace of a test is always its own");
         let program = env!("CARGO_BIN_EXE_egressguard");

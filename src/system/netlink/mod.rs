@@ -24,6 +24,7 @@ pub mod decode;
 mod encode;
 pub mod flow;
 pub mod message;
+pub mod nflog;
 mod surroundings;
 mod uapi;
 

@@ -3,7 +3,7 @@
 //! The kernel works on a batch, and on every chunk of a dump, inside the system call; so all answers are there when the call
 //! returns, and nothing here ever waits.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
@@ -157,6 +157,14 @@ impl Socket {
         set_option(self.inner.as_raw_fd(), libc::SOL_NETLINK, option, 1)
     }
 
+    /// Lets this many octets wait to be read. Only CAP_NET_ADMIN may exceed `net.core.rmem_max`; others get what they can.
+    pub fn make_room_to_receive(&self, octets: i32) {
+        let fd = self.inner.as_raw_fd();
+        if set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, octets).is_err() {
+            let _refused_by_no_kernel = set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, octets);
+        }
+    }
+
     fn send(&self, octets: &[u8]) -> Result<(), Failure> {
         match self.inner.send(octets) {
             Ok(sent) if sent == octets.len() => Ok(()),
@@ -166,7 +174,7 @@ impl Socket {
     }
 
     /// One datagram, or nothing when none is left.
-    fn receive(&mut self) -> Result<Option<&[u8]>, Failure> {
+    pub fn receive(&mut self) -> Result<Option<&[u8]>, Failure> {
         loop {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
             match recv(self.inner.as_raw_fd(), &mut self.buffer, flags) {
@@ -193,6 +201,13 @@ impl Socket {
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
         self.inner.as_raw_fd()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: libmnl closes the descriptor when `inner` is dropped, which outlives what is borrowed from `self`.
+        unsafe { BorrowedFd::borrow_raw(self.inner.as_raw_fd()) }
     }
 }
 

@@ -2,7 +2,7 @@
 //! none make it panic.
 //!
 //! A socket is destroyed by its id exactly as it was listed. The cookie in it tells the socket from one that got the same ends
-//! meanwhile; and only a *look-up* of one UDP socket wants its ends swapped, which is why nothing is looked up here.
+//! meanwhile. A *look-up* of one UDP socket wants its ends swapped (`udp_dump_one` asks for who would receive): [`find`] does.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::super::message::{Fields, Mark, Message, Writer};
 use super::super::uapi::NLM_F_DUMP;
 use super::uapi::*;
-use crate::base::net::{Protocol, from_octets};
+use crate::base::net::{Protocol, from_octets, octets};
 use crate::judge::flow::{Handle, LocalSocket};
 use crate::judge::packet::{STRANGER, Socket};
 
@@ -38,6 +38,25 @@ pub fn list(writer: &mut Writer, seq: u32, family: u8, protocol: Protocol) -> Ma
     let states = states.iter().fold(0u32, |bits, state| bits | 1 << state);
     let mark = writer.begin_with(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, seq, &[]);
     request(writer, family, protocol.0, states, &[0; SOCKID]);
+    mark
+}
+
+/// Begins the question for the one socket with these ends, its own first. An unconnected UDP socket is found too: it is the one
+/// that an answer would reach.
+pub fn find(writer: &mut Writer, seq: u32, protocol: Protocol, local: SocketAddr, remote: SocketAddr) -> Mark {
+    let mark = writer.begin_with(SOCK_DIAG_BY_FAMILY, 0, seq, &[]);
+    let (first, second) = if protocol == Protocol::UDP { (remote, local) } else { (local, remote) };
+    let mut id = [0; SOCKID];
+    id[0..2].copy_from_slice(&first.port().to_be_bytes());
+    id[2..4].copy_from_slice(&second.port().to_be_bytes());
+    for (at, end) in [(4, first), (20, second)] {
+        let address = octets(&end.ip());
+        id[at..at + address.len()].copy_from_slice(&address);
+    }
+    // INET_DIAG_NOCOOKIE: whichever has these ends.
+    id[40..48].fill(0xff);
+    let family = if local.is_ipv4() { AF_INET } else { AF_INET6 };
+    request(writer, family, protocol.0, u32::MAX, &id);
     mark
 }
 

@@ -21,6 +21,7 @@ use crate::base::net::Protocol;
 use crate::judge::flow::{Flow, LocalAddresses, LocalSocket, OwnerDetail};
 use crate::judge::packet::Socket as Owner;
 use crate::system::owner;
+use crate::violation::attribute::Ends;
 use crate::world::{Ended, Flows, FlowsError};
 
 /// How many requests go into one message to the kernel. Only those that fail are answered, and so many answers fit the receive
@@ -115,6 +116,39 @@ impl Flows for KernelFlows {
     fn destroy(&mut self, sockets: &[&LocalSocket]) -> Result<Ended, FlowsError> {
         let socket = opened(&mut self.diag, mnl::Bus::SockDiag, DESTRUCTION)?;
         end(socket, sockets, diag::destroy, DESTRUCTION)
+    }
+}
+
+/// Looks single sockets up.
+#[derive(Default)]
+pub struct SocketLookup {
+    diag: Option<Socket>,
+}
+
+/// A socket that was looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FoundSocket {
+    /// The number of its inode; 0 when no process has it open.
+    pub inode: u32,
+    /// The id of its control group.
+    pub cgroup: Option<u64>,
+}
+
+impl SocketLookup {
+    /// The socket with these ends, in the network namespace of the thread that asked first; nothing when there is none.
+    pub fn find(&mut self, ends: &Ends) -> Result<Option<FoundSocket>, FlowsError> {
+        let mut found = None;
+        let socket = opened(&mut self.diag, mnl::Bus::SockDiag, SOCKETS)?;
+        let ask = |writer: &mut Writer, seq: u32| diag::find(writer, seq, ends.protocol, ends.local, ends.remote);
+        let asked = socket.ask_anybody(0, ask, |message| {
+            found = diag::socket(message, ends.protocol)?.map(|listed| FoundSocket { inode: listed.inode, cgroup: listed.cgroup });
+            Some(())
+        });
+        match asked {
+            Ok(_) => Ok(found),
+            Err(Failure::Errno(Errno::ENOENT)) => Ok(None),
+            Err(failure) => Err(error(failure, SOCKETS)),
+        }
     }
 }
 

@@ -1,0 +1,392 @@
+//! Stories of `watch`: the program itself against a real kernel, with real senders.
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use support::{API, API_V4, HOST_V4, STRANGER_V4, STRANGER_V6, Side, World, eventually, is_refused};
+
+/// A `watch` that runs, with the lines that it writes.
+struct Watching {
+    child: Child,
+    lines: Receiver<String>,
+    words: Receiver<String>,
+}
+
+impl Watching {
+    fn start(world: &World, arguments: &[&str]) -> Watching {
+        let watching = Watching::of(world.egressguard_started(&[&["watch"], arguments].concat()));
+        // The log is bound once the program has the netlink socket open.
+        eventually("the log is followed", || taken(world));
+        watching
+    }
+
+    fn of(mut child: Child) -> Watching {
+        let follow = |stream: Box<dyn std::io::Read + Send>| {
+            let (sender, receiver) = channel();
+            std::thread::spawn(move || BufReader::new(stream).lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));
+            receiver
+        };
+        let lines = follow(Box::new(child.stdout.take().expect("a pipe")));
+        let words = follow(Box::new(child.stderr.take().expect("a pipe")));
+        Watching { child, lines, words }
+    }
+
+    /// The next line that holds these words; panics when none comes within five seconds.
+    #[track_caller]
+    fn line(&self, words: &[&str]) -> String {
+        let start = Instant::now();
+        let mut others = Vec::new();
+        while start.elapsed() < Duration::from_secs(5) {
+            match self.lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) if words.iter().all(|word| line.contains(word)) => return line,
+                Ok(line) => others.push(line),
+                Err(_) => {}
+            }
+        }
+        let said: Vec<String> = self.words.try_iter().collect();
+        panic!("no line with {words:?}; others were {others:#?}; words {said:#?}");
+    }
+
+    #[track_caller]
+    fn record(&self, words: &[&str]) -> Value {
+        let line = self.line(words);
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    }
+
+    /// Ends it as systemd does; its exit code and what it said.
+    fn end(mut self) -> (i32, Vec<String>, Vec<String>) {
+        let pid = Pid::from_raw(self.child.id() as i32);
+        kill(pid, Signal::SIGTERM).expect("it runs");
+        let code = self.child.wait().expect("it ends").code().unwrap_or(-1);
+        (code, self.lines.iter().collect(), self.words.iter().collect())
+    }
+
+    /// The most memory it ever had resident, in KiB.
+    fn peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether somebody follows the packet log of the host.
+fn taken(world: &World) -> bool {
+    world.within(Side::Host, || egressguard::system::netlink::nflog::PacketLog::open().is_err())
+}
+
+/// A policy with one name, and what is to be added to it.
+fn policy(world: &World, more: &str) -> String {
+    world.policy(&format!("version: 1\nname: test\noutbound:\n  - to: {API}\n{more}"))
+}
+
+fn apply(world: &World, more: &str) {
+    let policy = policy(world, more);
+    world.egressguard(&["apply", &policy]).exits(0);
+}
+
+fn book(world: &World) -> PathBuf {
+    world.state().join("watch/watch.jsonl")
+}
+
+fn records(world: &World) -> Vec<Value> {
+    let text = std::fs::read_to_string(book(world)).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+#[test]
+fn who_tried_what_is_told_with_rule_user_and_name() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    let watching = Watching::start(&world, &["--json"]);
+    let udp = world.within(Side::Host, || {
+        let socket = std::net::UdpSocket::bind(format!("{HOST_V4}:0")).expect("a socket");
+        let _ = socket.send_to(b"x", (STRANGER_V4, 53));
+        socket
+    });
+    let record = watching.record(&[STRANGER_V4, "udp"]);
+    assert_eq!(
+        (&record["schema"], &record["kind"], &record["rule"]),
+        (&"egressguard.watch/1".into(), &"seen".into(), &"refuse-out".into())
+    );
+    assert_eq!((&record["direction"], &record["port"], &record["source"]), (&"out".into(), &53.into(), &HOST_V4.into()));
+    assert_eq!((&record["uid"], &record["user"]), (&0.into(), &"root".into()));
+    assert_eq!(record["process"]["pid"], std::process::id(), "{record}");
+    drop(udp);
+    // A name that the address has, on a port that is not allowed.
+    is_refused(world.tcp(API_V4, 80));
+    let record = watching.record(&[API_V4, "\"port\":80"]);
+    assert_eq!((&record["name"], &record["protocol"]), (&API.into(), &"tcp".into()));
+    is_refused(world.tcp(STRANGER_V6, 443));
+    watching.record(&[STRANGER_V6, "\"port\":443"]);
+    is_refused(world.attempt(Side::Net, support_way(), HOST_V4, 8080));
+    let record = watching.record(&["refuse-in"]);
+    assert_eq!((&record["direction"], &record["port"], &record["process"]), (&"in".into(), &8080.into(), &Value::Null));
+    let (code, _, words) = watching.end();
+    assert_eq!((code, words), (0, vec![]));
+}
+
+fn support_way() -> egressguard::demo::attempt::Way {
+    egressguard::demo::attempt::Way::Tcp
+}
+
+#[test]
+fn a_burst_is_one_record_and_piped_lines_stand_under_their_heading() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    let watching = Watching::start(&world, &[]);
+    world.within(Side::Host, || {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        (0..30).for_each(|_| drop(socket.send_to(b"x", (STRANGER_V4, 9))));
+    });
+    let heading = watching.line(&["where"]);
+    let line = watching.line(&[STRANGER_V4]);
+    let column = |word: &str| heading.find(word).expect("a column");
+    assert_eq!(line.find("refuse-out"), Some(column("rule")), "{heading}\n{line}");
+    assert_eq!(line[column("count")..].split_whitespace().next(), Some("30"), "{line}");
+    assert!(!line.contains('\x1b'), "{line}");
+}
+
+#[test]
+fn the_service_writes_a_book_that_checks_and_ends_cleanly() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    let watching = Watching::start(&world, &["--service"]);
+    is_refused(world.udp(STRANGER_V4, 53));
+    eventually("the record is in the book", || records(&world).iter().any(|record| record["destination"] == STRANGER_V4));
+    is_refused(world.udp(STRANGER_V4, 54));
+    let (code, ..) = watching.end();
+    assert_eq!(code, 0);
+    let kinds: Vec<String> = records(&world).iter().map(|record| record["kind"].as_str().unwrap_or("").to_string()).collect();
+    assert_eq!((kinds.first().map(String::as_str), kinds.last().map(String::as_str)), (Some("started"), Some("stopped")), "{kinds:?}");
+    assert!(records(&world).iter().any(|record| record["port"] == 54), "what was open at the end is told");
+    assert!(checked(&world).is_empty());
+}
+
+/// What a check of the book finds.
+fn checked(world: &World) -> Vec<String> {
+    let files = egressguard::system::files::StateDirectory::new(world.state().join("watch"));
+    let findings = egressguard::state::books::check("watch", &files).expect("the book can be read");
+    findings.findings.iter().map(|finding| format!("{}: {}", finding.line, finding.what)).collect()
+}
+
+#[test]
+fn a_service_that_is_killed_goes_on_with_a_whole_book() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    for round in 1..4u16 {
+        let mut watching = Watching::start(&world, &["--service"]);
+        is_refused(world.udp(STRANGER_V4, round));
+        eventually("the record is in the book", || records(&world).iter().any(|record| record["port"] == round));
+        watching.child.kill().expect("it runs");
+        watching.child.wait().expect("it ends");
+        // The torn end of a write that was interrupted.
+        let torn = std::fs::OpenOptions::new().append(true).open(book(&world)).expect("the book is there");
+        std::io::Write::write_all(&mut &torn, b"{\"seq\":99,\"at\":\"20").expect("it can be written");
+        eventually("the kernel has ended the log", || !taken(&world));
+    }
+    let watching = Watching::start(&world, &["--service"]);
+    assert_eq!(watching.end().0, 0);
+    assert!(checked(&world).is_empty(), "{:?}", checked(&world));
+    let mended = records(&world).iter().filter(|record| record["kind"] == "mended" && record["bytes"] == 18).count();
+    assert_eq!(mended, 3, "{:#?}", records(&world));
+}
+
+#[test]
+fn beside_the_service_a_person_follows_its_book_and_a_second_service_is_told() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    let service = Watching::start(&world, &["--service"]);
+    eventually("the book is begun", || book(&world).exists());
+    let person = Watching::of(world.egressguard_started(&["watch", "--json"]));
+    let said = person.words.recv_timeout(Duration::from_secs(5)).expect("a word");
+    assert!(said.contains("its book is followed instead"), "{said}");
+    is_refused(world.udp(STRANGER_V4, 53));
+    let record = person.record(&[STRANGER_V4]);
+    assert_eq!((&record["kind"], &record["schema"]), (&"seen".into(), &"egressguard.watch/1".into()));
+    world.egressguard(&["watch", "--service"]).exits(3).says(&["another program follows the packet log already", "egressguard-watch"]);
+    assert_eq!((person.end().0, service.end().0), (0, 0));
+}
+
+#[test]
+fn without_permission_it_says_what_is_missing() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    let without = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"];
+    world
+        .egressguard_through(&without, &["watch", "--json"])
+        .exits(3)
+        .says(&["not permitted to read the packet log (EPERM)", "CAP_NET_ADMIN"]);
+}
+
+#[test]
+fn without_a_look_into_proc_records_come_without_the_process_and_that_is_said_once() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    // Another user, with the one capability that the log takes.
+    let wrapper = [
+        "setpriv",
+        "--reuid",
+        "65534",
+        "--regid",
+        "65534",
+        "--clear-groups",
+        "--inh-caps=-all,+net_admin",
+        "--ambient-caps=-all,+net_admin",
+        "--bounding-set=-all,+net_admin",
+    ];
+    // It cannot enter the namespace by name, so it is started inside.
+    let child = world.started_inside(&wrapper, &["watch", "--json"]);
+    let watching = Watching::of(child);
+    eventually("the log is followed", || taken(&world));
+    let sockets: Vec<std::net::UdpSocket> = world.within(Side::Host, || {
+        let send = |port: u16| {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            let _ = socket.send_to(b"x", (STRANGER_V4, port));
+            socket
+        };
+        (1..4).map(send).collect()
+    });
+    for port in 1..4 {
+        let record = watching.record(&[STRANGER_V4, &format!("\"port\":{port},")]);
+        assert_eq!((&record["process"], &record["uid"]), (&Value::Null, &0.into()), "{record}");
+    }
+    drop(sockets);
+    let (code, _, words) = watching.end();
+    let said = words.iter().filter(|line| line.contains("CAP_SYS_PTRACE is missing")).count();
+    assert_eq!((code, said), (0, 1), "{words:#?}");
+}
+
+#[test]
+fn a_flood_of_refused_packets_takes_bounded_memory_and_harms_nobody() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    // As many records as there are packets, which our rules do not make: a second table logs them all, to as many destinations.
+    world.nft_load(
+        "table inet flood {\nchain o {\ntype filter hook output priority -10\nudp dport 7 log prefix \"egressguard refuse-out \" group 4947 queue-threshold 64\n}\n}\n",
+    );
+    let watching = Watching::start(&world, &["--service"]);
+    world.within(Side::Host, || {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        for number in 0..100_000u32 {
+            let [_, b, c, d] = number.to_be_bytes();
+            let _ = socket.send_to(b"x", (std::net::Ipv4Addr::new(198, 18 + (b & 1), c, d), 7));
+            if number % 20_000 == 0 {
+                support::passes(world.tls(API_V4));
+            }
+        }
+    });
+    support::passes(world.tls(API_V4));
+    let told = |records: &[Value]| -> u64 {
+        let of = |record: &Value| {
+            if record["kind"] == "seen" || record["kind"] == "other" || record["kind"] == "lost" { record["count"].as_u64() } else { None }
+        };
+        records.iter().filter_map(of).sum()
+    };
+    eventually("every packet is told or counted", || told(&records(&world)) >= 100_000);
+    let peak = watching.peak();
+    let size = std::fs::metadata(book(&world)).expect("the book").len();
+    assert_eq!(watching.end().0, 0);
+    assert!(peak < 64 << 10, "{peak} KiB");
+    assert!(size < 16 << 20, "{size} octets");
+    assert!(checked(&world).is_empty());
+}
+
+#[test]
+fn hostile_names_of_processes_are_inert_in_every_format() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    let directory = tempfile::tempdir().expect("a directory");
+    let evil = directory.path().join("<b>\u{1b}[2J\nx");
+    std::fs::copy("/usr/bin/python3", &evil).expect("a copy");
+    let send = format!(
+        "import socket,time; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ntry: s.sendto(b'x',('{STRANGER_V4}',53))\nexcept OSError: pass\ntime.sleep(8)"
+    );
+    for format in [&["--json"][..], &[]] {
+        let watching = Watching::start(&world, format);
+        let mut sender = world.inside(&evil).args(["-c", &send, "\u{1b}]0;owned\u{7}"]).stdout(Stdio::null()).spawn().expect("it starts");
+        let line = watching.line(&[STRANGER_V4]);
+        assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
+        if format.is_empty() {
+            assert!(line.contains("u{1b}[2J\\u{a}x"), "{line}");
+        } else {
+            let record: Value = serde_json::from_str(&line).expect("one object on one line");
+            let (executable, command) = (&record["process"]["executable"], &record["process"]["command"]);
+            assert!(executable.as_str().is_some_and(|path| path.ends_with("<b>\\u{1b}[2J\\u{a}x")), "{record}");
+            assert!(command.as_str().is_some_and(|line| line.contains("\\u{a}") && line.chars().count() <= 201), "{record}");
+        }
+        let _ = sender.kill();
+        let _ = sender.wait();
+    }
+}
+
+#[test]
+fn the_alert_program_gets_the_record_and_is_not_run_again_before_its_time() {
+    let Some(world) = World::new() else { return };
+    let told = world.file("told");
+    let program = world.file("page-me");
+    std::fs::write(&program, format!("#!/bin/sh\ncat >> {told}\nexit 3\n")).expect("a program");
+    let mut permissions = std::fs::metadata(&program).expect("a program").permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
+    std::fs::set_permissions(&program, permissions).expect("a program");
+    apply(&world, &format!("violations:\n  alert: {{run: {program}, at-most-every: 3s}}\n"));
+    let watching = Watching::start(&world, &["--service"]);
+    let read = || -> Vec<Value> {
+        let text = std::fs::read_to_string(&told).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    is_refused(world.udp(STRANGER_V4, 1));
+    eventually("the program was told", || read().len() == 1);
+    let start = Instant::now();
+    (2..6).for_each(|port| is_refused(world.udp(STRANGER_V4, port)));
+    eventually("the program was told of the others", || read().len() == 2);
+    assert!(start.elapsed() > Duration::from_millis(1500), "too early: {:?}", start.elapsed());
+    let told = read();
+    assert_eq!((&told[0]["schema"], &told[0]["port"], &told[0]["more"]), (&"egressguard.alert/1".into(), &1.into(), &0.into()));
+    assert_eq!((&told[1]["port"], &told[1]["more"]), (&2.into(), &3.into()));
+    eventually("the outcome is in the book", || records(&world).iter().filter(|record| record["kind"] == "alert").count() == 2);
+    let (code, _, words) = watching.end();
+    assert_eq!(code, 0);
+    assert!(words.iter().any(|line| line.contains("the alert program ended with exit code 3")), "{words:#?}");
+}
+
+#[test]
+fn a_full_disk_is_said_once_and_what_was_not_written_is_counted_when_there_is_room_again() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    let directory = world.state().join("watch");
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let mounted = |arguments: &[&str]| assert!(Command::new("mount").args(arguments).status().expect("mount runs").success());
+    mounted(&["-t", "tmpfs", "-o", "size=64k", "egressguard-test", &directory.display().to_string()]);
+    let watching = Watching::start(&world, &["--service"]);
+    let filler = directory.join("filler");
+    let _ = std::fs::write(&filler, vec![0; 1 << 20]);
+    (1..40).for_each(|port| is_refused(world.udp(STRANGER_V4, port)));
+    std::thread::sleep(Duration::from_millis(1500));
+    (1..20).for_each(|port| is_refused(world.udp(STRANGER_V4, port)));
+    std::thread::sleep(Duration::from_millis(1500));
+    std::fs::remove_file(&filler).expect("room again");
+    is_refused(world.udp(STRANGER_V4, 99));
+    eventually("the book is written again", || records(&world).iter().any(|record| record["port"] == 99));
+    let records = records(&world);
+    let findings = checked(&world);
+    let (code, _, words) = watching.end();
+    let _ = Command::new("umount").arg(&directory).status();
+    assert!(records.iter().any(|record| record["kind"] == "other" && record["count"].as_u64() > Some(0)), "{records:#?}");
+    assert!(findings.is_empty(), "{findings:?}");
+    assert_eq!((code, words.iter().filter(|line| line.contains("no space left")).count()), (0, 1), "{words:#?}");
+}
