@@ -105,6 +105,8 @@ struct SavedFacts {
     groups: BTreeMap<String, u32>,
     units: BTreeMap<String, (String, u64)>,
     servers: Vec<SavedServer>,
+    #[serde(default)]
+    cut_off: Option<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -159,7 +161,7 @@ impl From<&Facts> for SavedFacts {
             }
         });
         let (users, groups, units) = (facts.users.clone(), facts.groups.clone(), facts.units.clone());
-        SavedFacts { users, groups, units, servers: servers.collect() }
+        SavedFacts { users, groups, units, servers: servers.collect(), cut_off: facts.cut_off.map(|since| since.0) }
     }
 }
 
@@ -170,7 +172,8 @@ impl SavedFacts {
             None => Some(DnsServer::Plain { address: server.address, port: server.port }),
             Some(name) => DnsName::parse(name).ok().map(|name| DnsServer::Tls { address: server.address, port: server.port, name }),
         });
-        Facts { users: self.users.clone(), groups: self.groups.clone(), units: self.units.clone(), servers: servers.collect() }
+        let (users, groups, units) = (self.users.clone(), self.groups.clone(), self.units.clone());
+        Facts { users, groups, units, servers: servers.collect(), cut_off: self.cut_off.map(Timestamp) }
     }
 }
 
@@ -208,10 +211,24 @@ impl Record {
         facts
     }
 
+    /// Since when the whole host is cut off, where it is.
+    pub fn cut_off(&self) -> Option<Timestamp> {
+        self.facts.cut_off.map(Timestamp)
+    }
+
     /// When it was applied.
     pub fn applied(&self) -> Timestamp {
         Timestamp(self.applied_at)
     }
+}
+
+/// Since when the whole host is cut off. A run that was killed may have left a newer generation than the one to restore: who is cut off
+/// by either is. Nobody is where neither can be read.
+pub fn cut_off(files: &dyn Files) -> Option<Timestamp> {
+    let Ok(Current::Generation(current)) = current(files) else { return None };
+    let newest = highest(files).unwrap_or(current);
+    let of = |generation: u64| load_without_pins(files, generation).ok()??.record.cut_off();
+    of(current).or_else(|| (newest > current).then(|| of(newest))?)
 }
 
 /// Which generation is to be restored.

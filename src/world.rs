@@ -14,7 +14,7 @@ pub use crate::pins::{Anchor, Answer};
 use crate::policy::DnsServer;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
 use crate::ruleset::surroundings::Surroundings;
-use crate::violation::attribute::Ends;
+use crate::violation::attribute::{Ends, Running};
 use crate::violation::decode::Logged;
 use crate::violation::fold::Found;
 
@@ -253,6 +253,11 @@ pub trait Host {
 
     /// The name of a user; `None` when there is none, or the host does not tell.
     fn name_of_user(&self, uid: u32) -> Option<String>;
+
+    /// Every process that can be seen, by number.
+    fn processes(&self) -> Vec<Running> {
+        Vec::new()
+    }
 
     /// The number of a group; `None` when there is none.
     fn group(&self, name: &str) -> Result<Option<u32>, String>;

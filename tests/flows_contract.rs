@@ -124,8 +124,14 @@ fn imagine(flows: &mut SimulatedFlows, number: u64, near: SocketAddr, far: Socke
     for (local, remote) in [(near, far), (far, near)] {
         let owner =
             Socket { user: nix::unistd::geteuid().as_raw(), user_name: None, group: STRANGER, unit: None, cgroups: Default::default() };
-        let socket =
-            LocalSocket { protocol: Protocol::TCP, local, remote: Some(remote), owner: Some(owner), handle: handle(&local.to_string()) };
+        let socket = LocalSocket {
+            protocol: Protocol::TCP,
+            local,
+            remote: Some(remote),
+            owner: Some(owner),
+            inode: 1,
+            handle: handle(&local.to_string()),
+        };
         if !flows.underway.sockets.iter().any(|other| other.local == local) {
             flows.underway.sockets.push(socket);
         }

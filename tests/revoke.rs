@@ -92,7 +92,7 @@ fn owner(user: u32) -> Socket {
 fn socket(protocol: Protocol, local: &str, remote: Option<&str>) -> LocalSocket {
     let remote_words = remote.unwrap_or("*");
     let handle = handle(&["socket", local, remote_words]);
-    LocalSocket { protocol, local: address(local), remote: remote.map(address), owner: Some(owner(1000)), handle }
+    LocalSocket { protocol, local: address(local), remote: remote.map(address), owner: Some(owner(1000)), inode: 1, handle }
 }
 
 fn connected(local: &str, remote: &str) -> LocalSocket {

@@ -23,12 +23,12 @@ use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::GenerationId;
 use crate::state::{self, Backend, Current, Record, Saved};
-use crate::world::{Depth, Files, Host, Kernel, World};
+use crate::world::{Depth, Files, Kernel, World};
 
 /// Runs `apply`.
 pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let source = source::load(&arguments.policy.policy, world.documents, output)?;
-    let facts = whole_facts(&source.policy, world.host)?;
+    let facts = whole_facts(&source.policy, world)?;
     for unit in source::idle_units(&source.policy, &facts) {
         output.warn(&format!("no unit `{unit}` runs here: its rule is loaded by the refresh that finds it running"));
     }
@@ -48,7 +48,10 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
         world.files.lock("apply")?;
     }
     // The host may have changed meanwhile.
-    let facts = whole_facts(&source.policy, world.host)?;
+    let facts = whole_facts(&source.policy, world)?;
+    if facts.cut_off.is_some() {
+        output.warn("this host is cut off and stays so; `egressguard quarantine --release` lets the policy count again");
+    }
     let (backend, before) = (handover::apply::backend(arguments.backend, world.files), state::backend(world.files));
     let earlier = earlier(&source, world, output);
     let pins = earlier.as_ref().map(|earlier| enforce::earlier_pins(&earlier.saved, &source.policy, world.host)).unwrap_or_default();
@@ -83,13 +86,13 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     applied
 }
 
-/// What the host knows; a user or group that it does not know is refused.
-fn whole_facts(policy: &Policy, host: &dyn Host) -> Result<Facts, Failure> {
-    let (facts, missing) = source::facts(policy, host)?;
+/// What the host knows; a user or group that it does not know is refused. A host that is cut off stays so.
+fn whole_facts(policy: &Policy, world: &World) -> Result<Facts, Failure> {
+    let (facts, missing) = source::facts(policy, world.host)?;
     if !missing.is_empty() {
         return Err(Failure::refused(missing.join("\n       "), "create it first, or take the rule out; nothing was changed"));
     }
-    Ok(facts)
+    Ok(Facts { cut_off: state::cut_off(world.files), ..facts })
 }
 
 /// What is said of the names: by a file, or by DNS.
@@ -167,7 +170,7 @@ fn told(saved: &Saved, source: &Source, world: &mut World) -> Option<Told> {
 
 /// Refuses a policy under which the session this runs in could not be opened again, or would end: the rules themselves are asked. No
 /// pins are needed for that, because nobody comes in by a name.
-fn refuse_lockout(policy: &Policy, facts: &Facts, session: Option<(IpAddr, u16)>) -> Result<(), Failure> {
+pub fn refuse_lockout(policy: &Policy, facts: &Facts, session: Option<(IpAddr, u16)>) -> Result<(), Failure> {
     let Some((peer, port)) = session else { return Ok(()) };
     let ruleset = compile(policy, &Pins::default(), facts, 0).loadable();
     let from_peer = PacketSpec {
@@ -238,7 +241,7 @@ fn load(
 ) -> Result<Exit, Failure> {
     let policy = &source.policy;
     let mut confirmation = confirmation;
-    let mut loaded = commit(source, facts, told, &confirmation, Generation::New, world)?;
+    let mut loaded = commit(source, facts, told, &confirmation.pins, Generation::New, world)?;
     let blocked = !unresolved(&confirmation.pins).is_empty();
     if blocked && arguments.pins.is_none() && loaded.committed.plan.touches_rules() {
         // The rules from before may have refused the questions that the new policy asks.
@@ -248,7 +251,7 @@ fn load(
             None => return report(arguments, policy, &loaded, &confirmation, None, output),
         }
         if confirmation.changes.iter().any(|change| change.what == What::Added) {
-            let again = commit(source, facts, None, &confirmation, Generation::Same(loaded.generation), world)?;
+            let again = commit(source, facts, None, &confirmation.pins, Generation::Same(loaded.generation), world)?;
             loaded.committed.kernel = again.committed.kernel;
             loaded.committed.plan.added.extend(again.committed.plan.added);
             loaded.ruleset = again.ruleset;
@@ -324,24 +327,27 @@ pub fn make_current(files: &mut dyn Files, policy: &Policy, generation: u64) -> 
 }
 
 /// What was loaded.
-struct Loaded {
-    generation: u64,
-    committed: Committed,
-    ruleset: Ruleset,
+pub struct Loaded {
+    /// Under which number.
+    pub generation: u64,
+    /// What was changed.
+    pub committed: Committed,
+    /// What the kernel holds now.
+    pub ruleset: Ruleset,
 }
 
 /// Loads and saves one generation.
-fn commit(
+pub fn commit(
     source: &Source,
     facts: &Facts,
     told: Option<&Told>,
-    confirmation: &Confirmation,
+    pins: &Pins,
     generation: Generation,
     world: &mut World,
 ) -> Result<Loaded, Failure> {
     let now = world.host.now();
     let policy = &source.policy;
-    let mut meant = compile(policy, &confirmation.pins, facts, generation.current(world.files));
+    let mut meant = compile(policy, pins, facts, generation.current(world.files));
     let clock = world.host.clock();
     let mut saved = None;
     let files = &mut *world.files;
@@ -353,7 +359,7 @@ fn commit(
         // only when it has been read back.
         let record = Record::new(ruleset.identity.generation, policy, facts, &clock);
         saved = Some(ruleset.identity.generation);
-        state::save(files, &Saved { policy: source.content.clone(), pins: confirmation.pins.clone(), record })?;
+        state::save(files, &Saved { policy: source.content.clone(), pins: pins.clone(), record })?;
         Ok(state::prepare_current(files, ruleset.identity.generation)?)
     };
     let committed = enforce::commit(world.kernel, &mut meant, told, world.host, &mut enforce::all_as(number));

@@ -87,6 +87,8 @@ pub enum Command {
     Verify(VerifyArguments),
     /// Follow violations as they happen: who tried what, and which rule refused it.
     Watch(WatchArguments),
+    /// Cut the whole host off now, or let go again.
+    Quarantine(QuarantineArguments),
     /// Take the rules away.
     Remove(RemoveArguments),
     /// Show the whole story in a throw-away network namespace.
@@ -307,6 +309,31 @@ pub struct RefreshArguments {
     /// Put rules right that somebody else changed.
     #[arg(long)]
     pub repair: bool,
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `quarantine`.
+#[derive(Debug, Args)]
+#[command(after_help = "Who is cut off keeps loopback, neighbours, DHCP and `management`, and nothing else, until he is released.\n\n  \
+egressguard quarantine --dry-run\n  \
+egressguard quarantine\n  \
+egressguard quarantine --release\n  \
+egressguard quarantine --release user backend")]
+pub struct QuarantineArguments {
+    /// Let go again: the whole host and everybody whom rules have cut off, or USER alone.
+    #[arg(long)]
+    pub release: bool,
+    /// Only this user, as `user NAME` or `uid NUMBER`.
+    #[arg(value_name = "USER", num_args = 0..=2, requires = "release")]
+    pub who: Vec<String>,
+    /// Say what would end and what would stay, and change nothing.
+    #[arg(long, conflicts_with = "release")]
+    pub dry_run: bool,
+    /// Also when the session this runs in could not be opened again.
+    #[arg(long, conflicts_with = "release")]
+    pub force: bool,
     /// Answer with a JSON object.
     #[arg(long)]
     pub json: bool,

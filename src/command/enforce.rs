@@ -86,9 +86,14 @@ pub fn resolve(
 /// Asks for every name. Needs no lock: whoever waits for DNS stands in nobody's way.
 pub fn ask(policy: &Policy, facts: &Facts, resolver: &mut dyn Resolver, output: &mut Output) -> BTreeMap<DnsName, Answer> {
     let names = names(policy);
-    if facts.servers.is_empty() {
-        let nobody = Answer::Failed { reasons: vec!["the host names no DNS server".to_string()] };
-        return names.iter().map(|name| (name.clone(), nobody.clone())).collect();
+    let nobody = match facts {
+        Facts { cut_off: Some(_), .. } => Some("this host is cut off, and so from DNS"),
+        Facts { servers, .. } if servers.is_empty() => Some("the host names no DNS server"),
+        _ => None,
+    };
+    if let Some(why) = nobody {
+        let unasked = Answer::Failed { reasons: vec![why.to_string()] };
+        return names.into_iter().map(|name| (name, unasked.clone())).collect();
     }
     let mut done = 0;
     let answers = resolver.resolve(&names, &facts.servers, &mut |name, _| {

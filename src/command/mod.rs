@@ -4,10 +4,12 @@ pub mod apply;
 pub mod arguments;
 pub mod diff;
 pub mod enforce;
+pub mod evidence;
 pub mod explain;
 pub mod handover;
 pub mod metrics;
 pub mod offline;
+pub mod quarantine;
 pub mod refresh;
 pub mod remove;
 pub mod restore;
@@ -264,6 +266,7 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
         Command::Refresh(arguments) => refresh::refresh(arguments, world, output),
         Command::Restore => restore::restore(world, output),
         Command::Status(arguments) => status::status(arguments, world, output),
+        Command::Quarantine(arguments) => quarantine::quarantine(arguments, world, output),
         Command::Remove(arguments) => remove::remove(arguments, world, output),
         Command::Watch(_) => Err(Failure::wrong("`watch` needs more of the world", "run `egressguard watch`")),
         Command::Demo => Err(Failure::wrong("`demo` makes a world of its own", "run `egressguard demo`")),

@@ -76,7 +76,7 @@ pub fn facts(saved: &Saved, policy: &Policy, world: &World, output: &mut Output)
     for what in &missing {
         output.warn(&format!("{what}; the rule is not loaded"));
     }
-    facts
+    Facts { cut_off: saved.record.cut_off(), ..facts }
 }
 
 /// Runs `refresh`.

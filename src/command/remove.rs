@@ -20,6 +20,12 @@ pub fn remove(arguments: &RemoveArguments, world: &mut World, output: &mut Outpu
         return Err(Failure::wrong("not removed", "say `--yes` to remove the rules without being asked"));
     }
     world.files.lock("remove")?;
+    if state::cut_off(world.files).is_some() {
+        return Err(Failure::refused(
+            "this host is cut off, and without rules it would not be",
+            "run `egressguard quarantine --release` first",
+        ));
+    }
     // Another run may have moved the rules to the other packet filter meanwhile.
     let backend = handover::held_by(world);
     // ORDER: first what a boot would load, then the rules: killed between the two, the host is closed until the next boot.

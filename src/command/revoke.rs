@@ -111,6 +111,16 @@ pub fn end(ruleset: &Ruleset, flows: &mut dyn Flows, session: impl FnOnce() -> S
     Some(revocation)
 }
 
+/// How many flows and sockets would end if these rules were held.
+pub fn would_end(ruleset: &Ruleset, flows: &mut dyn Flows) -> Result<(usize, usize), Failure> {
+    let wrap = |error: FlowsError| Failure::refused(error.to_string(), "run it as root, or with CAP_NET_ADMIN");
+    let (addresses, tracked, sockets) =
+        (flows.addresses().map_err(wrap)?, flows.tracked().map_err(wrap)?, flows.sockets(&asks(ruleset)).map_err(wrap)?);
+    let underway = Underway { flows: tracked, sockets, addresses };
+    let revoked = revoke(ruleset, &underway);
+    Ok((revoked.flows.len(), revoked.sockets.len()))
+}
+
 /// What is under way. Without sockets nobody owns a flow; without tracked flows sockets speak for themselves.
 fn look(ruleset: &Ruleset, flows: &mut dyn Flows, revocation: &mut Revocation) -> Result<Underway, FlowsError> {
     let addresses = flows.addresses()?;
@@ -208,6 +218,7 @@ impl Ending<'_> {
     }
 }
 
-fn counted(number: usize, what: &str) -> String {
+/// A number with its word.
+pub fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -13,13 +13,12 @@ use crate::judge::plan::plan;
 use crate::judge::surroundings::{Weight, findings};
 use crate::pins::Pins;
 use crate::policy::{Mode, Policy};
-use crate::ruleset::compile::compile;
+use crate::ruleset::compile::{QUARANTINED_HOST, QUARANTINED_USERS, compile};
 use crate::ruleset::lift::lift;
-use crate::ruleset::program::{KeyType, TableDump};
-use crate::ruleset::text::write_key;
+use crate::ruleset::program::TableDump;
 use crate::ruleset::{Identity, Ruleset};
 use crate::state::{self, Backend, Current, Saved};
-use crate::world::{Depth, World};
+use crate::world::{Depth, Host, World};
 
 /// A pin as it is shown.
 struct Pin {
@@ -166,7 +165,7 @@ fn by_nftables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -
         nameless: there.as_ref().map(|_| "a table `inet egressguard`"),
         drift,
         counted: counters(there.as_ref()),
-        quarantined: there.as_ref().map(quarantined).unwrap_or_default(),
+        quarantined: quarantined(expected, there.as_ref(), now, world.host),
     })
 }
 
@@ -177,7 +176,8 @@ fn by_iptables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -
         |expected: &Expected| handover::different(&there, &expected.meant, &expected.saved.record.facts(&world.host.clock()), now);
     let drift = expected.map(different).unwrap_or_default();
     let nameless = there.is_ours().then_some("something in iptables or ipset");
-    Ok(Held { identity: there.identity(), nameless, drift, counted: there.counted(), quarantined: Vec::new() })
+    let quarantined = quarantined(expected, None, now, world.host);
+    Ok(Held { identity: there.identity(), nameless, drift, counted: there.counted(), quarantined })
 }
 
 fn shown(pins: &Pins, counted: &BTreeMap<IpAddr, (u64, u64)>, now: Timestamp) -> Vec<Pin> {
@@ -211,14 +211,32 @@ fn counters(there: Option<&TableDump>) -> BTreeMap<IpAddr, (u64, u64)> {
     counters
 }
 
-/// Who is cut off, and for how long.
-fn quarantined(there: &TableDump) -> Vec<String> {
+/// Who is cut off, since when, and why.
+fn quarantined(expected: Option<&Expected>, there: Option<&TableDump>, now: Timestamp, host: &dyn Host) -> Vec<String> {
     let mut words = Vec::new();
-    for (set, who) in [("quarantined_host", "the whole host"), ("quarantined_users", "uid")] {
-        for (key, element) in there.sets.get(set).into_iter().flat_map(|(_, elements)| elements) {
-            let who = if set == "quarantined_users" { format!("{who} {}", write_key(&[KeyType::Uid], key, None)) } else { who.to_string() };
-            let left = element.expires_ms.map(|left| format!(", {} s left", left / 1000)).unwrap_or_default();
-            words.push(format!("{who}{left}"));
+    if let Some(since) = expected.and_then(|expected| expected.saved.record.cut_off()) {
+        words.push(format!("the whole host, since {since}, by `egressguard quarantine`"));
+    }
+    let limit = expected.and_then(|expected| expected.policy.violations.quarantine.as_ref());
+    for set in [QUARANTINED_HOST, QUARANTINED_USERS] {
+        for (key, element) in there.and_then(|dump| dump.sets.get(set)).into_iter().flat_map(|(_, elements)| elements) {
+            let who = match (set, key.as_slice()) {
+                (QUARANTINED_USERS, [a, b, c, d]) => {
+                    let uid = u32::from_ne_bytes([*a, *b, *c, *d]);
+                    host.name_of_user(uid).map_or_else(|| format!("uid {uid}"), |name| format!("user {name} (uid {uid})"))
+                }
+                _ => "the whole host".to_string(),
+            };
+            let why = match (element.timeout_ms, element.expires_ms, limit) {
+                (Some(lasts), Some(left), Some(limit)) => {
+                    // The rule that cuts off begins the time anew with each packet beyond the limit.
+                    let since = Timestamp(now.0 - (lasts.saturating_sub(left) / 1000) as i64);
+                    format!(", since {since}, over {} refusals within {}, {} s left", limit.after, limit.within, left / 1000)
+                }
+                (_, Some(left), _) => format!(", {} s left", left / 1000),
+                (_, None, _) => ", until it is released".to_string(),
+            };
+            words.push(format!("{who}{why}"));
         }
     }
     words

@@ -81,6 +81,8 @@ pub struct LocalSocket {
     /// Who owns it; `None` when no process does any more. A group that could not be found out is
     /// [`STRANGER`](crate::judge::packet::STRANGER).
     pub owner: Option<Socket>,
+    /// The number of its inode, by which processes have it open; 0 when none has.
+    pub inode: u32,
     /// How it is destroyed.
     pub handle: Handle,
 }

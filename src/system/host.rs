@@ -14,7 +14,9 @@ use nix::unistd::{Group, Uid, User};
 
 use crate::base::time::Timestamp;
 use crate::pins::Anchor;
+use crate::system::process::Processes;
 use crate::system::{netlink, resolv_conf};
+use crate::violation::attribute::Running;
 use crate::world::Host;
 
 /// How many control groups are looked at for one unit, and how deep. A host with thousands of units has them in few slices.
@@ -94,6 +96,10 @@ impl Host for LocalHost {
 
     fn user(&self, name: &str) -> Result<Option<u32>, String> {
         found(User::from_name(name).map(|user| user.map(|user| user.uid.as_raw())), "user", name)
+    }
+
+    fn processes(&self) -> Vec<Running> {
+        Processes::new(Path::new("/proc")).all()
     }
 
     fn name_of_user(&self, uid: u32) -> Option<String> {

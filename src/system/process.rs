@@ -6,9 +6,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::violation::attribute::{self, Stat};
+use crate::violation::attribute::{self, Running, Stat};
 use crate::violation::record::KnownProcess;
 
 /// How many sockets are remembered with who has them.
@@ -97,6 +98,21 @@ impl Processes {
         command.truncate(COMMAND_READ);
         let parent = self.stat(stat.parent).map(|parent| format!("{} ({})", parent.name, stat.parent));
         Some(KnownProcess { pid, executable, command: attribute::command(&command), parent })
+    }
+
+    /// Every process that can be seen, by number.
+    pub fn all(&self) -> Vec<Running> {
+        let mut pids = pids(&self.proc);
+        pids.sort_unstable();
+        let running = |pid: u32| {
+            let process = self.process(pid)?;
+            let uid = fs::metadata(self.directory(pid)).ok().map(|metadata| metadata.uid());
+            let service = self.control_group(pid).and_then(|path| attribute::service(&path));
+            let open = fs::read_dir(self.directory(pid).join("fd")).into_iter().flatten().flatten();
+            let sockets = open.filter_map(|entry| socket_inode(fs::read_link(entry.path()).ok()?.to_str()?)).collect();
+            Some(Running { process, uid, service, sockets })
+        };
+        pids.into_iter().filter_map(running).collect()
     }
 
     /// The path of its control group below the root of cgroup v2.

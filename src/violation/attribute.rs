@@ -4,9 +4,11 @@
 
 use std::net::SocketAddr;
 
+use serde::Serialize;
+
 use crate::base::diagnostic::is_printable;
 use crate::base::net::Protocol;
-use crate::violation::record::Process;
+use crate::violation::record::{KnownProcess, Process};
 
 /// How many characters of a command line are kept. Secrets stand in command lines, and further back more often.
 pub const COMMAND_MAX: usize = 200;
@@ -24,6 +26,22 @@ pub struct Ends {
     pub local: SocketAddr,
     /// Where it was to go.
     pub remote: SocketAddr,
+}
+
+/// A process that runs, as far as it can be seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Running {
+    /// Which program.
+    #[serde(flatten)]
+    pub process: KnownProcess,
+    /// Whose it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The systemd unit or container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The inodes of the sockets that it has open.
+    pub sockets: Vec<u64>,
 }
 
 /// Who owns a socket, as far as it was found out.

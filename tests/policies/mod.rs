@@ -261,6 +261,7 @@ fn facts() -> impl Strategy<Value = Facts> {
         groups: groups.into_iter().map(|(name, number)| (name.to_string(), number)).collect(),
         units: units.into_iter().map(|((unit, path), id)| (unit.to_string(), (path.to_string(), id))).collect(),
         servers: servers.into_iter().map(|address| DnsServer::Plain { address, port: 53 }).collect(),
+        cut_off: None,
     })
 }
 

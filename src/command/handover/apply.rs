@@ -42,7 +42,7 @@ pub fn apply(
         return dry_run(arguments, source, facts, &confirmation.pins, world, output);
     }
     let mut confirmation = confirmation;
-    let (mut ruleset, mut change) = commit(source, facts, &confirmation, Generation::New, world, output)?;
+    let (mut ruleset, mut change) = commit(source, facts, &confirmation.pins, Generation::New, world, output)?;
     let generation = ruleset.identity.generation;
     let blocked = !unresolved(&confirmation.pins).is_empty();
     if blocked && arguments.pins.is_none() && change.touches_rules() {
@@ -52,7 +52,7 @@ pub fn apply(
             None => return report(arguments, &source.policy, generation, &change, &confirmation, None, output),
         }
         if confirmation.changes.iter().any(|change| change.what == What::Added) {
-            let (with_more, again) = commit(source, facts, &confirmation, Generation::Same(generation), world, output)?;
+            let (with_more, again) = commit(source, facts, &confirmation.pins, Generation::Same(generation), world, output)?;
             change.added.extend(again.added);
             ruleset = with_more;
         }
@@ -72,16 +72,16 @@ pub fn apply(
 }
 
 /// Loads and saves one generation.
-fn commit(
+pub fn commit(
     source: &Source,
     facts: &Facts,
-    confirmation: &Confirmation,
+    pins: &Pins,
     generation: Generation,
     world: &mut World,
     output: &mut Output,
 ) -> Result<(Ruleset, Change), Failure> {
     let policy = &source.policy;
-    let mut meant = compile(policy, &confirmation.pins, facts, generation.current(world.files));
+    let mut meant = compile(policy, pins, facts, generation.current(world.files));
     let clock = world.host.clock();
     let mut saved = None;
     let files = &mut *world.files;
@@ -93,7 +93,7 @@ fn commit(
         // has been read back.
         let record = Record::new(ruleset.identity.generation, policy, facts, &clock).by(Backend::Iptables);
         saved = Some(ruleset.identity.generation);
-        state::save(files, &Saved { policy: source.content.clone(), pins: confirmation.pins.clone(), record })?;
+        state::save(files, &Saved { policy: source.content.clone(), pins: pins.clone(), record })?;
         Ok(state::prepare_current(files, ruleset.identity.generation)?)
     };
     let given = Given { policy, content: &source.content, facts };

@@ -8,11 +8,12 @@ mod refuse;
 use std::collections::BTreeMap;
 
 use crate::base::net::{Family, IpNet, Protocol};
+use crate::base::time::Timestamp;
 use crate::pins::Pins;
 use crate::policy::{DnsServer, Forward, Mode, Policy, QuarantineScope, Sources, Transport};
 use crate::ruleset::field::{Field, LOOPBACK, NO_USER, STATUS_DNAT, TCP_ACK, TCP_RST, ct_state};
 use crate::ruleset::program::{Hook, KeyType};
-use crate::ruleset::rule::{Action, Rule, has_any, in_set, is, is_not};
+use crate::ruleset::rule::{Action, Rule, Test, has_any, in_set, is, is_not};
 use crate::ruleset::set::Set;
 use crate::ruleset::{Chain, IDENTITY_CHAIN, Identity, Ruleset, identity_rules};
 
@@ -27,12 +28,19 @@ pub struct Facts {
     pub units: BTreeMap<String, (String, u64)>,
     /// The servers that are asked, [`DnsServer::System`] already replaced by what it stands for.
     pub servers: Vec<DnsServer>,
+    /// Since when somebody wants the whole host cut off, whatever the policy allows; `None`: nobody does.
+    pub cut_off: Option<Timestamp>,
 }
 
 /// Compiles the rules of a policy. `generation` counts the applies of the host.
 pub fn compile(policy: &Policy, pins: &Pins, facts: &Facts, generation: u64) -> Ruleset {
-    let identity = Identity { policy: policy.name.clone(), sha256: policy.sha256.clone(), generation, mode: policy.mode };
-    let mut compiler = Compiler { policy, sets: BTreeMap::new() };
+    // A policy that only observes cuts nobody off; whoever says so himself means it.
+    let (cut, mode) = match facts.cut_off {
+        Some(_) => (Cut::Now, Mode::Enforce),
+        None => (Cut::ByRules, policy.mode),
+    };
+    let identity = Identity { policy: policy.name.clone(), sha256: policy.sha256.clone(), generation, mode };
+    let mut compiler = Compiler { policy, mode, cut, sets: BTreeMap::new() };
     compiler.constant_sets();
     let outbound = compiler.outbound(pins, facts);
     let mut chains = vec![compiler.input(), compiler.output(), compiler.forward()];
@@ -55,11 +63,25 @@ const ERRORS_V6: &str = "errors_v6";
 const GROUPS_V4: &str = "groups_v4";
 const GROUPS_V6: &str = "groups_v6";
 /// Who is cut off, by user and as a whole.
-const QUARANTINED_USERS: &str = "quarantined_users";
-const QUARANTINED_HOST: &str = "quarantined_host";
+/// The set of users whom rules have cut off.
+pub const QUARANTINED_USERS: &str = "quarantined_users";
+/// The set that the whole host is in while rules have cut it off.
+pub const QUARANTINED_HOST: &str = "quarantined_host";
+
+/// Whether packets go the way of those who are cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// All of them.
+    Now,
+    /// Those of whom rules have put into a set.
+    ByRules,
+}
 
 struct Compiler<'a> {
     policy: &'a Policy,
+    /// What becomes of packets that nothing allows.
+    mode: Mode,
+    cut: Cut,
     sets: BTreeMap<String, Set>,
 }
 
@@ -118,11 +140,19 @@ impl Compiler<'_> {
         named.into_iter().filter(|(_, set)| self.sets.contains_key(set)).collect()
     }
 
+    /// What is asked before a packet is sent the way of those who are cut off: nothing where everybody is.
+    fn cut_off(&self) -> Vec<Test> {
+        match self.cut {
+            Cut::Now => Vec::new(),
+            Cut::ByRules => vec![in_set(Field::Everybody, QUARANTINED_HOST)],
+        }
+    }
+
     fn input(&self) -> Chain {
         let mut rules = vec![
             Rule::new("loopback", vec![is(Field::InputInterface, LOOPBACK)], vec![], Action::Accept),
             // ORDER: before `established`, because somebody who is cut off is cut off from his open connections too.
-            Rule::new("quarantine", vec![in_set(Field::Everybody, QUARANTINED_HOST)], vec![], goto("quarantined_in")),
+            Rule::new("quarantine", self.cut_off(), vec![], goto("quarantined_in")),
         ];
         rules.extend(tracked());
         rules.push(Rule::new("essential", vec![], vec![], jump("essential_in")));
@@ -133,14 +163,14 @@ impl Compiler<'_> {
         }
         rules.extend(self.inbound(Field::DestinationPort));
         rules.push(Rule::new("refuse-in", vec![], vec![], goto("refuse_in")));
-        Chain::base(Hook::Input, self.policy.mode, rules)
+        Chain::base(Hook::Input, self.mode, rules)
     }
 
     fn output(&mut self) -> Chain {
         let mut rules = vec![Rule::new("loopback", vec![is(Field::OutputInterface, LOOPBACK)], vec![], Action::Accept)];
         rules.extend(self.unicast_lease());
         rules.extend([
-            Rule::new("quarantine", vec![in_set(Field::Everybody, QUARANTINED_HOST)], vec![], goto("quarantined_out")),
+            Rule::new("quarantine", self.cut_off(), vec![], goto("quarantined_out")),
             Rule::new("quarantine", vec![in_set(Field::SocketUser, QUARANTINED_USERS)], vec![], goto("quarantined_out")),
         ]);
         rules.extend(tracked());
@@ -158,11 +188,11 @@ impl Compiler<'_> {
             rules.extend(trip_wire);
         }
         rules.push(Rule::new("refuse-out", vec![], vec![], goto("refuse_out")));
-        Chain::base(Hook::Output, self.policy.mode, rules)
+        Chain::base(Hook::Output, self.mode, rules)
     }
 
     fn forward(&mut self) -> Chain {
-        let mut rules = vec![Rule::new("quarantine", vec![in_set(Field::Everybody, QUARANTINED_HOST)], vec![], goto("refuse_forward"))];
+        let mut rules = vec![Rule::new("quarantine", self.cut_off(), vec![], goto("refuse_forward"))];
         if self.policy.host.forward == Forward::Contain {
             rules.extend(tracked());
             // ORDER: before `outbound`, or whoever is outside could come in to wherever programs of this host may go out.
@@ -178,7 +208,7 @@ impl Compiler<'_> {
             rules.extend(trip_wire);
         }
         rules.push(Rule::new("refuse-forward", vec![], vec![], goto("refuse_forward")));
-        Chain::base(Hook::Forward, self.policy.mode, rules)
+        Chain::base(Hook::Forward, self.mode, rules)
     }
 
     /// What came to this host and was translated to a machine behind it: allowed when it came to the inbound port, and else refused.
@@ -237,7 +267,7 @@ impl Compiler<'_> {
 
     /// The end of packets that are neither allowed nor a violation.
     fn quietly(&self) -> Action {
-        match self.policy.mode {
+        match self.mode {
             Mode::Enforce => Action::Drop,
             Mode::Observe => Action::Accept,
         }

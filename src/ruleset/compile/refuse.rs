@@ -31,7 +31,7 @@ impl Compiler<'_> {
 
         let mut forward = passing;
         forward.push(log("refuse-forward"));
-        if self.policy.mode == Mode::Enforce {
+        if self.mode == Mode::Enforce {
             // It came from outside to a published port: a scanner learns nothing.
             forward.push(Rule::new("refuse-forward", vec![has_any(Field::ConntrackStatus, STATUS_DNAT)], vec![], Action::Drop));
         }
@@ -82,7 +82,7 @@ impl Compiler<'_> {
     /// none: the day it enforces, nobody is cut off for what was seen before.
     pub(super) fn trip_wire(&mut self, here: &[QuarantineScope], of_host: Vec<Test>) -> Vec<Rule> {
         let quarantine = self.policy.violations.quarantine.clone().filter(|quarantine| here.contains(&quarantine.scope));
-        let Some(quarantine) = quarantine.filter(|_| self.policy.mode == Mode::Enforce) else { return Vec::new() };
+        let Some(quarantine) = quarantine.filter(|_| self.mode == Mode::Enforce) else { return Vec::new() };
         // The policy's reader accepts only counts and times that make an exact rate.
         let Some(rate) = Rate::within(quarantine.after, quarantine.within) else { return Vec::new() };
         let cut = |set: &str, field: Field| update(set, &[field], quarantine.lasts, Carries::Nothing);
@@ -105,7 +105,7 @@ impl Compiler<'_> {
 
     /// The end: a local program fails at once and with a reason.
     fn refuse(&self, id: &str) -> Vec<Rule> {
-        match self.policy.mode {
+        match self.mode {
             Mode::Observe => vec![Rule::new(id, vec![], vec![], Action::Accept)],
             Mode::Enforce => vec![
                 Rule::new(id, vec![is(Field::L4Protocol, Protocol::TCP.0)], vec![], Action::Reset),

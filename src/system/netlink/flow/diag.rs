@@ -95,6 +95,7 @@ pub fn socket(message: &Message<'_>, protocol: Protocol) -> Option<Option<Listed
         local,
         remote: Some(remote).filter(|remote| remote.port() != 0 || !remote.ip().is_unspecified()),
         owner: (inode != 0).then_some(owner),
+        inode,
         handle: Handle([&[family][..], id].concat().into()),
     };
     Some(Some(Listed { socket, inode, cgroup }))
