@@ -213,6 +213,26 @@ fn a_host_can_move_to_iptables_and_back_and_is_never_open() {
 }
 
 #[test]
+fn a_host_is_cut_off_by_iptables_too_and_moves_back_cut_off() {
+    Host::each(|host| {
+        host.egressguard(DEFAULT).exits(0);
+        host.egressguard(&["quarantine"]).exits(0).says(&["cut off since"]);
+        is_refused(host.world.tls(API_V4));
+        host.egressguard(&["status"]).says(&["quarantined the whole host, since"]);
+        host.egressguard(&["refresh", "--repair"]).exits(0);
+        host.egressguard(&["apply", "--backend", "nftables", "builtin:openai"]).exits(0).says(&["cut off and stays so"]);
+        assert!(host.world.rules().is_some() && host.held().is_empty(), "{:?}", host.held());
+        is_refused(host.world.tls(API_V4));
+        host.egressguard(&["quarantine", "--release"]).exits(0).says(&["released"]);
+        passes(host.world.tls(API_V4));
+        host.egressguard(DEFAULT).exits(0);
+        host.egressguard(&["quarantine"]).exits(0);
+        host.egressguard(&["quarantine", "--release"]).exits(0).says(&["released"]);
+        passes(host.world.tls(API_V4));
+    });
+}
+
+#[test]
 fn what_cannot_be_said_is_an_error_at_its_line_and_changes_nothing() {
     Host::each(|host| {
         let policy = "version: 1\noutbound: [{to: 192.0.2.1, port: 443}]\nviolations:\n  quarantine: {after: 20, within: 1m, for: 1h, scope: user}\n";

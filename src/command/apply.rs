@@ -63,7 +63,7 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     }
     if arguments.skip_tests {
         output.warn(&format!("{} policy tests are skipped", source.policy.tests.len()));
-    } else if let Some(failing) = test::failing(&source.policy, &confirmation.pins, &facts) {
+    } else if let Some(failing) = test::failing(&source.policy, &confirmation.pins, &Facts { cut_off: None, ..facts.clone() }) {
         return Err(Failure {
             exit: Exit::No,
             message: format!("the policy fails its own tests\n{failing}"),
