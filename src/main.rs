@@ -24,6 +24,7 @@ use egressguard::system::netlink::flow::KernelFlows;
 use egressguard::system::netlink::nflog::PacketLog;
 use egressguard::system::programs::InstalledPrograms;
 use egressguard::system::resolver::DnsResolver;
+use egressguard::system::rights;
 use egressguard::system::signals::Signals;
 use egressguard::system::supervisor::Systemd;
 use egressguard::violation::decode::Logged;
@@ -94,6 +95,7 @@ fn follow(asked: &WatchArguments, world: &mut World, output: &mut Output) -> Res
     let mut signals = Signals::new().map_err(|error| {
         Failure::refused(format!("cannot wait for signals: {}", command::words(&error)), "see that the limit of open files is not reached")
     })?;
+    rights::hand_on_no_capabilities();
     let mut owners = HostOwners::open();
     let mut wakers = owners.descriptors();
     wakers.push(signals.descriptor());

@@ -13,5 +13,7 @@ mod process;
 pub mod programs;
 pub mod resolv_conf;
 pub mod resolver;
+#[allow(unsafe_code)] // asks prctl, which nix lacks
+pub mod rights;
 pub mod signals;
 pub mod supervisor;

@@ -278,11 +278,11 @@ impl Watch<'_, '_, '_, '_> {
                 self.draw(passed)?;
             }
             View::Service(service) => {
-                kinds.iter().for_each(|kind| {
+                for kind in kinds {
                     if let Kind::Seen(seen) = kind {
-                        service.gate.note(seen)
+                        service.gate.note(seen);
                     }
-                });
+                }
                 self.write(kinds);
                 self.log(kinds);
             }
