@@ -390,3 +390,63 @@ fn a_full_disk_is_said_once_and_what_was_not_written_is_counted_when_there_is_ro
     assert!(findings.is_empty(), "{findings:?}");
     assert_eq!((code, words.iter().filter(|line| line.contains("no space left")).count()), (0, 1), "{words:#?}");
 }
+
+/// The page that a `watch` serves inside the host's namespace.
+fn page(world: &World, port: u16) -> String {
+    use std::io::{Read, Write};
+    world.within(Side::Host, || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer.split_once("\r\n\r\n").expect("a head").1.to_string()
+    })
+}
+
+/// The value of a row.
+#[track_caller]
+fn value(page: &str, row: &str) -> f64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(row)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no `{row}` in\n{page}")).parse().expect("a number")
+}
+
+#[test]
+fn metrics_are_served_and_the_command_prints_the_same() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    world.egressguard(&["refresh"]).exits(0);
+    world
+        .egressguard(&["watch", "--service", "--metrics", "0.0.0.0:9477"])
+        .exits(2)
+        .says(&["not of the loopback", "--metrics-from-anywhere"]);
+    let watching = Watching::start(&world, &["--service", "--metrics", "127.0.0.1:9477"]);
+    // Somebody who connects and says nothing keeps nobody waiting.
+    let idle = world.within(Side::Host, || std::net::TcpStream::connect("127.0.0.1:9477").expect("it listens"));
+    for port in 1..4 {
+        is_refused(world.udp(STRANGER_V4, port));
+    }
+    eventually("the records are told", || records(&world).len() >= 4);
+    let served = page(&world, 9477);
+    assert_eq!(value(&served, "egressguard_violations_seen_total{rule=\"refuse-out\",direction=\"out\"}"), 3.0);
+    assert_eq!(value(&served, "egressguard_ledger_packets{sender=\"user\"}"), 3.0);
+    assert_eq!(value(&served, "egressguard_nflog_lost_total"), 0.0);
+    assert_eq!((value(&served, "egressguard_active"), value(&served, "egressguard_drift")), (1.0, 0.0));
+    assert_eq!(value(&served, &format!("egressguard_pins{{name=\"{API}\"}}")), 2.0);
+    let (refreshed, now) = (value(&served, "egressguard_refresh_timestamp_seconds"), std::time::SystemTime::now());
+    let now = now.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    assert!(now - refreshed < 60.0 && value(&served, &format!("egressguard_pin_expires_timestamp_seconds{{name=\"{API}\"}}")) > now);
+    drop(idle);
+    // The service leaves its counts for the command.
+    eventually("the counts are left", || world.state().join("watch/counted.json").exists());
+    let printed = world.egressguard(&["metrics"]).exits(0).stdout;
+    let names = |page: &str| -> std::collections::BTreeSet<String> {
+        page.lines().filter(|line| !line.starts_with('#')).map(|line| line.split(['{', ' ']).next().unwrap_or("").to_string()).collect()
+    };
+    assert_eq!(names(&printed), names(&served));
+    world.nft(&["add", "rule", "inet", "egressguard", "output", "accept"]).exits(0);
+    assert!(value(&page(&world, 9477), "egressguard_drift") > 0.0);
+    assert_eq!(watching.end().0, 0);
+    world.nft(&["delete", "table", "inet", "egressguard"]).exits(0);
+    let printed = world.egressguard(&["metrics"]).exits(0).stdout;
+    assert_eq!(value(&printed, "egressguard_active"), 0.0);
+}

@@ -265,6 +265,7 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
         Command::Restore => restore::restore(world, output),
         Command::Status(arguments) => status::status(arguments, world, output),
         Command::Remove(arguments) => remove::remove(arguments, world, output),
+        Command::Metrics => metrics::metrics(world, output),
         Command::Watch(_) => Err(Failure::wrong("`watch` needs more of the world", "run `egressguard watch`")),
         Command::Demo => Err(Failure::wrong("`demo` makes a world of its own", "run `egressguard demo`")),
     }

@@ -15,5 +15,6 @@ pub mod resolv_conf;
 pub mod resolver;
 #[allow(unsafe_code)] // asks prctl, which nix lacks
 pub mod rights;
+pub mod scrape;
 pub mod signals;
 pub mod supervisor;
