@@ -43,7 +43,7 @@ enum View {
     Json,
     Lines,
     Table(Table),
-    Service(Service),
+    Service(Box<Service>),
 }
 
 /// What a service has besides.
@@ -66,7 +66,7 @@ pub fn watch(arguments: &WatchArguments, world: &mut World, watching: &mut Watch
     let view = match (arguments.service, arguments.json, watching.requests.window()) {
         (true, ..) => {
             let book = Writer::new(books::WATCH);
-            View::Service(Service {
+            View::Service(Box::new(Service {
                 book,
                 unsaved: 0,
                 gate: Gate::default(),
@@ -74,7 +74,7 @@ pub fn watch(arguments: &WatchArguments, world: &mut World, watching: &mut Watch
                 heard: Duration::ZERO,
                 noted: Duration::ZERO,
                 noted_total: Counted::default(),
-            })
+            }))
         }
         (_, true, _) => View::Json,
         (_, _, Some(_)) => View::Table(Table::default()),
@@ -223,9 +223,9 @@ impl Watch<'_, '_, '_, '_> {
         if let Some(end) = fold_ends {
             patience = patience.min(end.saturating_sub(passed));
         }
-        if let View::Service(Service { gate, .. }) = &self.view
+        if let View::Service(service) = &self.view
             && let Some(every) = self.alert_every()
-            && let Some(due) = gate.next_due(every)
+            && let Some(due) = service.gate.next_due(every)
         {
             patience = patience.min(due.saturating_sub(passed));
         }
