@@ -380,6 +380,7 @@ ip link add uplink type veth peer name nobody && ip link set uplink up && ip lin
 ip addr add 203.0.113.10/24 dev uplink && ip route add default via 203.0.113.1 || exit 9
 "$1" --state-dir "$2/state" apply --force "$2/policy.yaml" || exit 10
 mkdir "$2/state/watch" && chown 65534:65534 "$2/state/watch" && chmod 700 "$2/state/watch" || exit 11
+mkdir "$2/out" && chown 65534:65534 "$2/out" && chmod 711 "$2" || exit 12
 rights=-all,+net_admin,+sys_ptrace,+dac_read_search,+perfmon
 strace -f -o "$2/watch" setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs     --bounding-set=$rights --inh-caps=$rights --ambient-caps=$rights     timeout -s TERM 4 "$1" --state-dir "$2/state" watch --service &
 sleep 2
@@ -396,7 +397,11 @@ fn watch_runs_as_another_user_with_the_capabilities_the_calls_and_the_families_t
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let policy = "version: 1\noutbound: [{to: 198.51.100.1, port: 443}]\n";
+    let program = dir.path().join("page-me");
+    fs::write(&program, "#!/bin/sh\ngrep Cap /proc/self/status > \"${0%/*}/out/caps\"\n").unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let outbound = "version: 1\noutbound: [{to: 198.51.100.1, port: 443}]\n";
+    let policy = format!("{outbound}violations: {{alert: {{run: {}}}}}\n", program.display());
     fs::write(dir.path().join("policy.yaml"), policy).unwrap();
     let here = fs::read_link("/proc/self/ns/net").unwrap();
     let output = Command::new("unshare")
@@ -411,6 +416,12 @@ fn watch_runs_as_another_user_with_the_capabilities_the_calls_and_the_families_t
     // The process is root's, and so is the policy that its capabilities let it read.
     let seen = book.lines().find(|line| line.contains("192.0.2.1")).unwrap_or_else(|| panic!("{book}"));
     assert!(seen.contains("\"process\":{\"pid\":") && seen.contains("\"uid\":0,\"user\":\"root\""), "{seen}");
+
+    let rights = fs::read_to_string(dir.path().join("out/caps")).unwrap_or_else(|error| panic!("no alert: {error}: {book}"));
+    for set in ["CapPrm", "CapEff", "CapAmb"] {
+        let none = rights.lines().any(|line| line.starts_with(set) && line.ends_with("\t0000000000000000"));
+        assert!(none, "the alert program inherits rights:\n{rights}");
+    }
 
     let calls = |group: &str| {
         let output = analyze(dir.path(), &["syscall-filter", "--no-pager", group])?;
