@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use egressguard::command::arguments::{Arguments, Command, WatchArguments, When};
+use egressguard::command::metrics::Scope;
 use egressguard::command::{self, Exit, Failure, Output, Style, Verbosity};
 use egressguard::demo::{self, Colour, DemoOptions};
 use egressguard::ruleset::program::{GenerationId, Op, TableDump};
@@ -24,10 +26,12 @@ use egressguard::system::netlink::flow::KernelFlows;
 use egressguard::system::netlink::nflog::PacketLog;
 use egressguard::system::programs::InstalledPrograms;
 use egressguard::system::resolver::DnsResolver;
+use egressguard::system::rights;
+use egressguard::system::scrape::MetricsServer;
 use egressguard::system::signals::Signals;
 use egressguard::system::supervisor::Systemd;
 use egressguard::violation::decode::Logged;
-use egressguard::world::{Depth, Kernel, KernelError, Log, LogError, Meanwhile, Watching, World};
+use egressguard::world::{Depth, Kernel, KernelError, Log, LogError, Meanwhile, Scrapes, Watching, World};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 
@@ -94,21 +98,33 @@ fn follow(asked: &WatchArguments, world: &mut World, output: &mut Output) -> Res
     let mut signals = Signals::new().map_err(|error| {
         Failure::refused(format!("cannot wait for signals: {}", command::words(&error)), "see that the limit of open files is not reached")
     })?;
+    rights::hand_on_no_capabilities();
     let mut owners = HostOwners::open();
     let mut wakers = owners.descriptors();
     wakers.push(signals.descriptor());
+    let mut server = asked.metrics.as_deref().map(|said| serve(said, asked)).transpose()?;
+    if let Some(server) = &server {
+        wakers.push(server.descriptor().map_err(|error| not_served(server.address(), &error))?);
+        output.detail(&format!("metrics are at http://{}/metrics", server.address()));
+    }
     let mut log = LogOnDemand { log: None, wakers };
     let mut supervisor = Systemd::from_environment();
     let mut hook = Program::default();
-    let mut watching = Watching {
-        log: &mut log,
-        owners: &mut owners,
-        requests: &mut signals,
-        supervisor: &mut supervisor,
-        hook: &mut hook,
-        scrapes: None,
-    };
+    let scrapes = server.as_mut().map(|server| server as &mut dyn Scrapes);
+    let mut watching =
+        Watching { log: &mut log, owners: &mut owners, requests: &mut signals, supervisor: &mut supervisor, hook: &mut hook, scrapes };
     command::watch::watch(asked, world, &mut watching, output)
+}
+
+/// Opens the port that `--metrics` names.
+fn serve(said: &str, asked: &WatchArguments) -> Result<MetricsServer, Failure> {
+    let scope = if asked.metrics_from_anywhere { Scope::Anywhere } else { Scope::Loopback };
+    let address = command::metrics::address(said, scope)?;
+    MetricsServer::listen(address).map_err(|error| not_served(address, &error))
+}
+
+fn not_served(address: SocketAddr, error: &io::Error) -> Failure {
+    Failure::refused(format!("cannot serve metrics at {address}: {}", command::words(error)), "name another port, or end whoever has it")
 }
 
 /// The kernel's packet log, opened when it is first waited for.

@@ -112,6 +112,8 @@ fn install_puts_each_file_in_its_place_with_its_mode() {
         ("etc/systemd/system/egressguard-refresh.service", 0o644),
         ("etc/systemd/system/egressguard-refresh.timer", 0o644),
         ("etc/systemd/system/egressguard-restore.service", 0o644),
+        ("etc/systemd/system/egressguard-watch.service", 0o644),
+        ("usr/local/lib/sysusers.d/egressguard.conf", 0o644),
         ("usr/local/sbin/egressguard", 0o755),
         ("usr/local/share/bash-completion/completions/egressguard", 0o644),
         ("usr/local/share/egressguard/manifest", 0o644),
@@ -194,6 +196,7 @@ fn units_are_enabled_only_when_asked_and_disabled_again() {
     let expected = [
         "NetworkManager.service.requires/egressguard-restore.service",
         "dhcpcd.service.requires/egressguard-restore.service",
+        "multi-user.target.wants/egressguard-watch.service",
         "networking.service.requires/egressguard-restore.service",
         "sysinit.target.wants/egressguard-restore.service",
         "systemd-networkd.service.requires/egressguard-restore.service",

@@ -390,3 +390,169 @@ fn a_full_disk_is_said_once_and_what_was_not_written_is_counted_when_there_is_ro
     assert!(findings.is_empty(), "{findings:?}");
     assert_eq!((code, words.iter().filter(|line| line.contains("no space left")).count()), (0, 1), "{words:#?}");
 }
+
+/// The page that a `watch` serves inside the host's namespace.
+fn page(world: &World, port: u16) -> String {
+    use std::io::{Read, Write};
+    world.within(Side::Host, || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer.split_once("\r\n\r\n").expect("a head").1.to_string()
+    })
+}
+
+/// The value of a row.
+#[track_caller]
+fn value(page: &str, row: &str) -> f64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(row)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no `{row}` in\n{page}")).parse().expect("a number")
+}
+
+/// Every name of a metric of ours in a text.
+fn metrics(text: &str) -> std::collections::BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
+    words.filter(|word| word.starts_with("egressguard_")).map(str::to_string).collect()
+}
+
+#[test]
+fn metrics_are_served_and_the_command_prints_the_same() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    world.egressguard(&["refresh"]).exits(0);
+    world
+        .egressguard(&["watch", "--service", "--metrics", "0.0.0.0:9477"])
+        .exits(2)
+        .says(&["not of the loopback", "--metrics-from-anywhere"]);
+    let watching = Watching::start(&world, &["--service", "--metrics", "127.0.0.1:9477"]);
+    // Somebody who connects and says nothing keeps nobody waiting.
+    let idle = world.within(Side::Host, || std::net::TcpStream::connect("127.0.0.1:9477").expect("it listens"));
+    for port in 1..4 {
+        is_refused(world.udp(STRANGER_V4, port));
+    }
+    eventually("the records are told", || records(&world).len() >= 4);
+    let served = page(&world, 9477);
+    assert_eq!(value(&served, "egressguard_violations_seen_total{rule=\"refuse-out\",direction=\"out\"}"), 3.0);
+    assert_eq!(value(&served, "egressguard_ledger_packets{sender=\"user\"}"), 3.0);
+    assert_eq!(value(&served, "egressguard_nflog_lost_total"), 0.0);
+    assert_eq!((value(&served, "egressguard_active"), value(&served, "egressguard_drift")), (1.0, 0.0));
+    assert_eq!(value(&served, &format!("egressguard_pins{{name=\"{API}\"}}")), 2.0);
+    let (refreshed, now) = (value(&served, "egressguard_refresh_timestamp_seconds"), std::time::SystemTime::now());
+    let now = now.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    assert!(now - refreshed < 60.0 && value(&served, &format!("egressguard_pin_expires_timestamp_seconds{{name=\"{API}\"}}")) > now);
+    // What the alert rules and the dashboard ask for is what is served.
+    let known = metrics(&served);
+    for file in ["egressguard.rules.yml", "grafana.json"] {
+        let text = std::fs::read_to_string(format!("{}/docs/monitoring/{file}", env!("CARGO_MANIFEST_DIR"))).expect("it is there");
+        let asked = metrics(&text);
+        assert!(asked.len() > 5, "{file}: {asked:?}");
+        let unknown: Vec<_> = asked.difference(&known).collect();
+        assert!(unknown.is_empty(), "{file} asks for {unknown:?}");
+    }
+    drop(idle);
+    // The service leaves its counts for the command.
+    eventually("the counts are left", || world.state().join("watch/counted.json").exists());
+    let printed = world.egressguard(&["metrics"]).exits(0).stdout;
+    let names = |page: &str| -> std::collections::BTreeSet<String> {
+        page.lines().filter(|line| !line.starts_with('#')).map(|line| line.split(['{', ' ']).next().unwrap_or("").to_string()).collect()
+    };
+    assert_eq!(names(&printed), names(&served));
+    world.nft(&["add", "rule", "inet", "egressguard", "output", "accept"]).exits(0);
+    assert!(value(&page(&world, 9477), "egressguard_drift") > 0.0);
+    assert_eq!(watching.end().0, 0);
+    world.nft(&["delete", "table", "inet", "egressguard"]).exits(0);
+    let printed = world.egressguard(&["metrics"]).exits(0).stdout;
+    assert_eq!(value(&printed, "egressguard_active"), 0.0);
+}
+
+#[test]
+fn on_a_terminal_it_is_a_table_that_updates_in_place_and_leaves_the_terminal_as_it_was() {
+    use std::io::Read;
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    let size = nix::pty::Winsize { ws_row: 12, ws_col: 90, ws_xpixel: 0, ws_ypixel: 0 };
+    let terminal = nix::pty::openpty(&size, None).expect("a terminal");
+    let mut command = world.inside(std::path::Path::new(env!("CARGO_BIN_EXE_egressguard")));
+    command.arg("watch").arg("--state-dir").arg(world.state()).stdin(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.stdout(terminal.slave).spawn().expect("the program runs");
+    // The command holds the terminal open as long as it lives.
+    drop(command);
+    let (sender, receiver) = channel();
+    let mut master = std::fs::File::from(terminal.master);
+    std::thread::spawn(move || {
+        let mut chunk = [0; 4096];
+        while let Ok(length) = master.read(&mut chunk) {
+            if length == 0 || sender.send(String::from_utf8_lossy(&chunk[..length]).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    eventually("the log is followed", || taken(&world));
+    let mut shown = String::new();
+    let mut until = |what: &str, word: &str| {
+        eventually(what, || {
+            shown.extend(receiver.try_iter());
+            shown.contains(word)
+        });
+        shown.clone()
+    };
+    is_refused(world.udp(STRANGER_V4, 53));
+    until("the first is shown", &format!("{STRANGER_V4}:53"));
+    is_refused(world.udp(STRANGER_V4, 54));
+    until("the second is shown", &format!("{STRANGER_V4}:54"));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("it runs");
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    let all = until("the summary is said", "2 packets of 2 senders and destinations were refused");
+    assert!(all.starts_with("\x1b[?1049h\x1b[?25l"), "{all:?}");
+    let (screens, after) = all.split_once("\x1b[?25h\x1b[?1049l").expect("the first screen comes back");
+    assert!(!after.contains('\x1b'), "{after:?}");
+    // Every screen begins in the corner, is no higher than the window and no wider.
+    for screen in screens.split("\x1b[H").skip(1) {
+        let lines: Vec<&str> = screen.split("\r\n").collect();
+        assert!(lines.len() <= 12, "{screen:?}");
+        let plain = |line: &str| line.replace("\x1b[K", "").replace("\x1b[J", "").chars().count();
+        assert!(lines.iter().all(|line| plain(line) <= 90), "{screen:?}");
+    }
+}
+
+#[test]
+fn the_service_manager_is_told_when_it_is_ready_alive_and_about_to_end() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    let place = world.file("notify");
+    let listener = std::os::unix::net::UnixDatagram::bind(&place).expect("a socket");
+    listener.set_read_timeout(Some(Duration::from_secs(5))).expect("an option");
+    let heard = || {
+        let mut datagram = [0; 512];
+        let length = listener.recv(&mut datagram).expect("something is told");
+        String::from_utf8_lossy(&datagram[..length]).into_owned()
+    };
+    let environment = ["env", &format!("NOTIFY_SOCKET={place}"), "WATCHDOG_USEC=3000000"];
+    let watching = Watching::of(world.started_inside(&environment, &["watch", "--service"]));
+    assert!(heard().starts_with("READY=1\n"));
+    let start = Instant::now();
+    let (first, second) = (heard(), heard());
+    assert!(first.starts_with("WATCHDOG=1\n") && second.starts_with("WATCHDOG=1\n"), "{first} {second}");
+    assert!(start.elapsed() < Duration::from_secs(4), "at rest it is alive too");
+    assert_eq!(watching.end().0, 0);
+    let last = std::iter::repeat_with(heard).find(|state| !state.starts_with("WATCHDOG"));
+    assert_eq!(last.as_deref(), Some("STOPPING=1"));
+}
+
+#[test]
+fn at_rest_it_takes_little_memory_and_next_to_no_time() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    let watching = Watching::start(&world, &["--service"]);
+    let ticks = || -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", watching.child.id())).expect("it runs");
+        let fields: Vec<u64> = stat.rsplit_once(')').expect("a name").1.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+        fields[10] + fields[11]
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(3));
+    // A tick is 10 ms.
+    assert!(ticks() - before <= 6, "{} ticks in three seconds", ticks() - before);
+    assert!(watching.peak() < 40 << 10, "{} KiB, not optimized", watching.peak());
+}

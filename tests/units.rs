@@ -11,6 +11,7 @@ use std::process::{Command, Output};
 const RESTORE: &str = "egressguard-restore.service";
 const REFRESH: &str = "egressguard-refresh.service";
 const TIMER: &str = "egressguard-refresh.timer";
+const WATCH: &str = "egressguard-watch.service";
 
 /// What both services say word for word, and what each line is worth is said in the units.
 const HARDENING: &[&str] = &[
@@ -87,7 +88,7 @@ fn enabled_units() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let binary = PathBuf::from(env!("CARGO_BIN_EXE_egressguard"));
     let bindir = binary.parent().unwrap().to_str().unwrap();
-    for name in [RESTORE, REFRESH, TIMER] {
+    for name in [RESTORE, REFRESH, TIMER, WATCH] {
         fs::write(dir.path().join(name), source(name).replace("@sbindir@", bindir)).unwrap();
         let unit = Unit::shipped(name);
         for (key, suffix) in [("WantedBy", "wants"), ("RequiredBy", "requires")] {
@@ -121,7 +122,7 @@ fn said(output: &Output) -> String {
 #[test]
 fn systemd_has_nothing_to_say_about_any_unit() {
     let units = enabled_units();
-    for name in [RESTORE, REFRESH, TIMER] {
+    for name in [RESTORE, REFRESH, TIMER, WATCH] {
         let path = units.path().join(name);
         let Some(output) = analyze(units.path(), &["verify", "--man=no", path.to_str().unwrap()]) else { return };
         assert!(output.status.success(), "{name}: {}", said(&output));
@@ -145,11 +146,12 @@ fn a_boot_with_the_units_enabled_has_no_ordering_cycle() {
 }
 
 /// Measured with systemd 252: restore 1.4, refresh 1.8 of 10. What is left is what the work needs: root, netlink,
-/// CAP_NET_ADMIN, the host's own network and users, and for refresh the Internet protocols.
+/// CAP_NET_ADMIN, the host's own network and users, and for refresh the Internet protocols. watch 2.3: it is not root, and has
+/// three capabilities more, to look at the processes of others.
 #[test]
 fn the_exposure_of_each_service_stays_what_was_measured() {
     let units = enabled_units();
-    for (name, threshold) in [(RESTORE, 14), (REFRESH, 18)] {
+    for (name, threshold) in [(RESTORE, 14), (REFRESH, 18), (WATCH, 23)] {
         let path = units.path().join(name);
         let threshold = format!("--threshold={threshold}");
         let args = ["security", "--offline=true", "--no-pager", &threshold, path.to_str().unwrap()];
@@ -331,4 +333,117 @@ fn expand(group: &str, calls: &dyn Fn(&str) -> Option<String>) -> Option<BTreeSe
         }
     }
     Some(found)
+}
+
+/// The directives of the other services that watch cannot have: what it is for is to look at processes, and it is not root.
+const NOT_FOR_WATCH: &[&str] = &[
+    "AmbientCapabilities=",
+    "CapabilityBoundingSet=CAP_NET_ADMIN",
+    "ProtectProc=invisible",
+    "StateDirectory=egressguard",
+    "SystemCallFilter=@system-service",
+];
+const RIGHTS: &str = "CAP_NET_ADMIN CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_PERFMON";
+
+#[test]
+fn watch_is_not_root_has_four_capabilities_and_every_other_directive() {
+    let unit = Unit::shipped(WATCH);
+    for directive in HARDENING.iter().filter(|directive| !NOT_FOR_WATCH.contains(directive)) {
+        let (key, value) = directive.split_once('=').unwrap();
+        assert!(unit.values("Service", key).contains(&value), "{WATCH} lacks {directive}");
+    }
+    assert_eq!(unit.values("Service", "User"), ["egressguard"]);
+    assert!(source("egressguard.sysusers").lines().any(|line| line.starts_with("u egressguard - ")));
+    assert_eq!(unit.values("Service", "CapabilityBoundingSet"), [RIGHTS]);
+    assert_eq!(unit.values("Service", "AmbientCapabilities"), [RIGHTS]);
+    // Its own directory, and not the one in which root keeps what it counted.
+    assert_eq!(unit.values("Service", "StateDirectory"), ["egressguard/watch"]);
+    assert!(!unit.names("ReadWritePaths"));
+    for key in ["PrivateNetwork", "NetworkNamespacePath", "PrivateUsers", "DynamicUser", "ProtectProc", "ProcSubset", "RootDirectory"] {
+        assert!(!unit.names(key), "{WATCH} sets {key}");
+    }
+}
+
+#[test]
+fn watch_is_started_again_when_it_fails_or_hangs() {
+    let unit = Unit::shipped(WATCH);
+    assert_eq!((unit.values("Service", "Type"), unit.values("Service", "Restart")), (vec!["notify"], vec!["on-failure"]));
+    assert_eq!(unit.values("Service", "WatchdogSec"), ["30s"]);
+    assert_eq!(unit.values("Service", "ExecStart"), ["@sbindir@/egressguard watch --service"]);
+}
+
+/// `watch` as its unit runs it: another user, four capabilities, a directory of its own below one that it may not enter.
+const WATCHING: &str = r#"
+[ "$(readlink /proc/self/ns/net)" != "$3" ] || exit 99
+ip link set lo up
+ip link add uplink type veth peer name nobody && ip link set uplink up && ip link set nobody up || exit 9
+ip addr add 203.0.113.10/24 dev uplink && ip route add default via 203.0.113.1 || exit 9
+"$1" --state-dir "$2/state" apply --force "$2/policy.yaml" || exit 10
+mkdir "$2/state/watch" && chown 65534:65534 "$2/state/watch" && chmod 700 "$2/state/watch" || exit 11
+mkdir "$2/out" && chown 65534:65534 "$2/out" && chmod 711 "$2" || exit 12
+rights=-all,+net_admin,+sys_ptrace,+dac_read_search,+perfmon
+strace -f -o "$2/watch" setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs     --bounding-set=$rights --inh-caps=$rights --ambient-caps=$rights     timeout -s TERM 4 "$1" --state-dir "$2/state" watch --service &
+sleep 2
+watch=$!
+bash -c 'exec 3>/dev/udp/192.0.2.1/9; echo x >&3; sleep 1' 2>/dev/null
+wait $watch
+"#;
+
+#[test]
+fn watch_runs_as_another_user_with_the_capabilities_the_calls_and_the_families_that_its_unit_leaves() {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("EGRESSGUARD_REQUIRE_KERNEL").is_none(), "another user needs root");
+        eprintln!("skipped: another user needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("page-me");
+    fs::write(&program, "#!/bin/sh\ngrep Cap /proc/self/status > \"${0%/*}/out/caps\"\n").unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let outbound = "version: 1\noutbound: [{to: 198.51.100.1, port: 443}]\n";
+    let policy = format!("{outbound}violations: {{alert: {{run: {}}}}}\n", program.display());
+    fs::write(dir.path().join("policy.yaml"), policy).unwrap();
+    let here = fs::read_link("/proc/self/ns/net").unwrap();
+    let output = Command::new("unshare")
+        .args(["--net", "sh", "-c", WATCHING, "session", env!("CARGO_BIN_EXE_egressguard")])
+        .args([dir.path(), &here])
+        .output()
+        .unwrap();
+    // `timeout` ends with 124 what it had to end.
+    assert_eq!(output.status.code(), Some(124), "{}", said(&output));
+    let book = fs::read_to_string(dir.path().join("state/watch/watch.jsonl")).unwrap_or_else(|error| panic!("{error}: {}", said(&output)));
+    assert!(book.contains("\"kind\":\"started\"") && book.contains("\"kind\":\"stopped\""), "{book}");
+    // The process is root's, and so is the policy that its capabilities let it read.
+    let seen = book.lines().find(|line| line.contains("192.0.2.1")).unwrap_or_else(|| panic!("{book}"));
+    assert!(seen.contains("\"process\":{\"pid\":") && seen.contains("\"uid\":0,\"user\":\"root\""), "{seen}");
+
+    let rights = fs::read_to_string(dir.path().join("out/caps")).unwrap_or_else(|error| panic!("no alert: {error}: {book}"));
+    for set in ["CapPrm", "CapEff", "CapAmb"] {
+        let none = rights.lines().any(|line| line.starts_with(set) && line.ends_with("\t0000000000000000"));
+        assert!(none, "the alert program inherits rights:\n{rights}");
+    }
+
+    let calls = |group: &str| {
+        let output = analyze(dir.path(), &["syscall-filter", "--no-pager", group])?;
+        Some(String::from_utf8(output.stdout).unwrap())
+    };
+    let Some(allowed) = expand("@system-service", &calls) else { return };
+    let refused = ["@privileged", "@resources"].iter().filter_map(|group| expand(group, &calls)).flatten().collect::<BTreeSet<_>>();
+    let mut allowed: BTreeSet<String> = allowed.union(&expand("@default", &calls).unwrap_or_default()).cloned().collect();
+    allowed.insert("perf_event_open".to_string());
+    let trace = fs::read_to_string(dir.path().join("watch")).unwrap();
+    let started = trace.lines().filter(|line| line.contains(" execve(") && line.contains("egressguard\"") && line.ends_with("= 0"));
+    let process = { started }.next_back().and_then(|line| line.split_once(' ')).map(|(process, _)| process.to_string()).unwrap();
+    let ours = trace.lines().filter_map(|line| line.strip_prefix(&process)).map(str::trim_start);
+    // What `setpriv` and `timeout` did in the same process before is not ours.
+    let ours: Vec<&str> = ours.skip_while(|line| !(line.starts_with("execve(") && line.contains("egressguard\""))).collect();
+    let made: BTreeSet<&str> = ours.iter().filter_map(|line| line.split_once('(')).map(|(call, _)| call).collect();
+    let wrong: Vec<&&str> = made.iter().filter(|call| call.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')).collect();
+    let wrong: Vec<_> = wrong.into_iter().filter(|call| !allowed.contains(**call) || refused.contains(**call)).collect();
+    assert!(wrong.is_empty(), "these calls are refused by its filter: {wrong:?}");
+    assert!(made.contains("socket") && made.contains("poll"), "the trace is not what is read here: {made:?}");
+    let families = Unit::shipped(WATCH);
+    for family in ours.iter().filter_map(|line| line.strip_prefix("socket(")?.split(',').next()) {
+        assert!(families.words("Service", "RestrictAddressFamilies").contains(&family), "a socket of {family}");
+    }
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import diff
 import large
+import nflog
 import path
 import peers
 import revoke
@@ -14,7 +15,7 @@ import small
 from report import Report
 from stage import Stage, Trouble, interfering, machine
 
-PARTS = ["apply", "refresh", "revoke", "explain", "delta", "large", "diff", "path", "binary"]
+PARTS = ["apply", "refresh", "revoke", "explain", "delta", "large", "diff", "path", "nflog", "binary"]
 
 
 def parts(text):
@@ -63,6 +64,8 @@ def main():
             diff.diff(stage, report)
         if "path" in chosen.only:
             path.path(stage, report, max(5, chosen.rounds // 2))
+        if "nflog" in chosen.only:
+            nflog.nflog(stage, report)
         if "binary" in chosen.only:
             small.binary(stage, report, chosen, peak)
     finally:

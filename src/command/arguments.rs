@@ -87,6 +87,8 @@ pub enum Command {
     Verify(VerifyArguments),
     /// Follow violations as they happen: who tried what, and which rule refused it.
     Watch(WatchArguments),
+    /// Print figures for Prometheus: for a textfile collector.
+    Metrics,
     /// Cut the whole host off now, or let go again.
     Quarantine(QuarantineArguments),
     /// Take the rules away.

@@ -268,6 +268,7 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
         Command::Status(arguments) => status::status(arguments, world, output),
         Command::Quarantine(arguments) => quarantine::quarantine(arguments, world, output),
         Command::Remove(arguments) => remove::remove(arguments, world, output),
+        Command::Metrics => metrics::metrics(world, output),
         Command::Watch(_) => Err(Failure::wrong("`watch` needs more of the world", "run `egressguard watch`")),
         Command::Demo => Err(Failure::wrong("`demo` makes a world of its own", "run `egressguard demo`")),
     }

@@ -32,24 +32,26 @@ struct Pin {
 }
 
 /// What a packet filter holds of ours.
-struct Held {
+pub(super) struct Held {
     /// Whose rules these are; `None` when they do not say it.
-    identity: Option<Identity>,
+    pub(super) identity: Option<Identity>,
     /// What is there although it does not say whose it is.
     nameless: Option<&'static str>,
     /// Every way in which it is not what was meant.
-    drift: Vec<String>,
+    pub(super) drift: Vec<String>,
+    /// Packets and octets that the kernel's ledgers hold, by who sent them.
+    pub(super) refused: BTreeMap<&'static str, (u64, u64)>,
     /// What each address has counted, over all sets.
     counted: BTreeMap<IpAddr, (u64, u64)>,
     /// Who is cut off, and for how long.
-    quarantined: Vec<String>,
+    pub(super) quarantined: Vec<String>,
 }
 
 /// What was saved, as it counts now.
-struct Expected {
-    saved: Saved,
-    policy: Policy,
-    pins: Pins,
+pub(super) struct Expected {
+    pub(super) saved: Saved,
+    pub(super) policy: Policy,
+    pub(super) pins: Pins,
     meant: Ruleset,
 }
 
@@ -65,7 +67,7 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
         }
     };
     let backend = handover::held_by(world);
-    let Held { identity, nameless, drift, counted, quarantined } = match backend {
+    let Held { identity, nameless, drift, counted, quarantined, .. } = match backend {
         Backend::Nftables => by_nftables(expected.as_ref(), now, world)?,
         Backend::Iptables => by_iptables(expected.as_ref(), now, world)?,
     };
@@ -134,7 +136,7 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
 }
 
 /// What was saved, and what the packet filter should hold of it.
-fn expected(world: &World, output: &mut Output) -> Result<Option<Expected>, Failure> {
+pub(super) fn expected(world: &World, output: &mut Output) -> Result<Option<Expected>, Failure> {
     let saved = match state::current(world.files)? {
         Current::Generation(generation) => state::load(world.files, generation)?,
         Current::Nothing | Current::Removed(_) => None,
@@ -153,7 +155,7 @@ fn defeated(policy: &Policy, world: &mut World) -> Vec<String> {
     found.map(|finding| format!("{}: {}", finding.what, finding.means)).collect()
 }
 
-fn by_nftables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -> Result<Held, Failure> {
+pub(super) fn by_nftables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -> Result<Held, Failure> {
     let (_, there) = world.kernel.observe(Depth::Everything)?;
     let drift = match expected.map(|expected| plan(there.as_ref(), &expected.meant, now)) {
         None => Vec::new(),
@@ -164,20 +166,21 @@ fn by_nftables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -
         identity: there.as_ref().and_then(|dump| lift(dump, now).identity),
         nameless: there.as_ref().map(|_| "a table `inet egressguard`"),
         drift,
+        refused: there.as_ref().map(refused).unwrap_or_default(),
         counted: counters(there.as_ref()),
         quarantined: quarantined(expected, there.as_ref(), now, world.host),
     })
 }
 
 /// Who is cut off is known to the module `recent`, which is asked through a file and not here.
-fn by_iptables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -> Result<Held, Failure> {
+pub(super) fn by_iptables(expected: Option<&Expected>, now: Timestamp, world: &mut World) -> Result<Held, Failure> {
     let there = handover::observe(world.programs)?;
     let different =
         |expected: &Expected| handover::different(&there, &expected.meant, &expected.saved.record.facts(&world.host.clock()), now);
     let drift = expected.map(different).unwrap_or_default();
     let nameless = there.is_ours().then_some("something in iptables or ipset");
     let quarantined = quarantined(expected, None, now, world.host);
-    Ok(Held { identity: there.identity(), nameless, drift, counted: there.counted(), quarantined })
+    Ok(Held { identity: there.identity(), nameless, drift, refused: BTreeMap::new(), counted: there.counted(), quarantined })
 }
 
 fn shown(pins: &Pins, counted: &BTreeMap<IpAddr, (u64, u64)>, now: Timestamp) -> Vec<Pin> {
@@ -209,6 +212,24 @@ fn counters(there: Option<&TableDump>) -> BTreeMap<IpAddr, (u64, u64)> {
         }
     }
     counters
+}
+
+/// What the ledgers of our table hold: of users of this host, of other addresses, and of what came in. Sets are named by the compiler.
+fn refused(there: &TableDump) -> BTreeMap<&'static str, (u64, u64)> {
+    let mut sums: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
+    for (name, (_, elements)) in &there.sets {
+        let Some(who) = [("ledger_user", "user"), ("ledger_source", "address"), ("ledger_in", "outside")]
+            .into_iter()
+            .find_map(|(prefix, who)| name.starts_with(prefix).then_some(who))
+        else {
+            continue;
+        };
+        let sum = sums.entry(who).or_default();
+        for (packets, octets) in elements.values().filter_map(|element| element.counted) {
+            *sum = (sum.0.saturating_add(packets), sum.1.saturating_add(octets));
+        }
+    }
+    sums
 }
 
 /// Who is cut off, since when, and why.

@@ -13,5 +13,8 @@ mod process;
 pub mod programs;
 pub mod resolv_conf;
 pub mod resolver;
+#[allow(unsafe_code)] // asks prctl, which nix lacks
+pub mod rights;
+pub mod scrape;
 pub mod signals;
 pub mod supervisor;

@@ -9,12 +9,12 @@ mod knowledge;
 mod table;
 mod view;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::base::packet::Direction;
 use crate::base::time::Timestamp;
 use crate::command::arguments::WatchArguments;
+use crate::command::metrics::{self, Counted};
 use crate::command::watch::knowledge::Knowledge;
 use crate::command::watch::table::Table;
 use crate::command::{Exit, Failure, Output, Style, verdict};
@@ -35,30 +35,15 @@ const FOLLOWED: Duration = Duration::from_millis(500);
 const FOLLOWED_MAX: u64 = 1 << 20;
 /// How long an alert program may run.
 const ALERT_PATIENCE: Duration = Duration::from_secs(30);
-
-/// What was counted since the beginning.
-#[derive(Debug, Default)]
-pub struct Counted {
-    /// Packets by the rule that logged them and their direction.
-    pub packets: BTreeMap<(String, &'static str), u64>,
-    /// Records of the packet log that nobody got.
-    pub lost: u64,
-    /// How often the kernel had no room for them.
-    pub overruns: u64,
-    /// Records of the packet log that no rule of ours made, or that cannot be read.
-    pub strange: u64,
-    /// Records that could not be written into the book.
-    pub unwritten: u64,
-    /// Runs of the alert program, and how many of them failed.
-    pub alerts: (u64, u64),
-}
+/// How often what was counted is left for others to see.
+const NOTED: Duration = Duration::from_secs(5);
 
 /// Where records go besides the counters.
 enum View {
     Json,
     Lines,
     Table(Table),
-    Service(Service),
+    Service(Box<Service>),
 }
 
 /// What a service has besides.
@@ -71,6 +56,9 @@ struct Service {
     alerting: u64,
     /// When the service manager was last told that all is well.
     heard: Duration,
+    /// When what was counted was last left for others, and what that was.
+    noted: Duration,
+    noted_total: Counted,
 }
 
 /// Runs `watch`.
@@ -78,7 +66,15 @@ pub fn watch(arguments: &WatchArguments, world: &mut World, watching: &mut Watch
     let view = match (arguments.service, arguments.json, watching.requests.window()) {
         (true, ..) => {
             let book = Writer::new(books::WATCH);
-            View::Service(Service { book, unsaved: 0, gate: Gate::default(), alerting: 0, heard: Duration::ZERO })
+            View::Service(Box::new(Service {
+                book,
+                unsaved: 0,
+                gate: Gate::default(),
+                alerting: 0,
+                heard: Duration::ZERO,
+                noted: Duration::ZERO,
+                noted_total: Counted::default(),
+            }))
         }
         (_, true, _) => View::Json,
         (_, _, Some(_)) => View::Table(Table::default()),
@@ -177,7 +173,7 @@ impl Watch<'_, '_, '_, '_> {
                     Some(((rule, direction), count)) if rule == packet.rule && *direction == word => *count += 1,
                     other => {
                         if let Some((key, count)) = other.replace(((packet.rule.to_string(), word), 1)) {
-                            *counted.packets.entry(key).or_default() += count;
+                            counted.add(key, count);
                         }
                     }
                 }
@@ -186,7 +182,7 @@ impl Watch<'_, '_, '_, '_> {
             Err(Strange::Foreign | Strange::Unreadable) => counted.strange += 1,
         })?;
         if let Some((key, count)) = entry {
-            *counted.packets.entry(key).or_default() += count;
+            counted.add(key, count);
         }
         Ok(meanwhile)
     }
@@ -227,9 +223,9 @@ impl Watch<'_, '_, '_, '_> {
         if let Some(end) = fold_ends {
             patience = patience.min(end.saturating_sub(passed));
         }
-        if let View::Service(Service { gate, .. }) = &self.view
+        if let View::Service(service) = &self.view
             && let Some(every) = self.alert_every()
-            && let Some(due) = gate.next_due(every)
+            && let Some(due) = service.gate.next_due(every)
         {
             patience = patience.min(due.saturating_sub(passed));
         }
@@ -278,11 +274,11 @@ impl Watch<'_, '_, '_, '_> {
                 self.draw(passed)?;
             }
             View::Service(service) => {
-                kinds.iter().for_each(|kind| {
+                for kind in kinds {
                     if let Kind::Seen(seen) = kind {
-                        service.gate.note(seen)
+                        service.gate.note(seen);
                     }
-                });
+                }
                 self.write(kinds);
                 self.log(kinds);
             }
@@ -366,21 +362,32 @@ impl Watch<'_, '_, '_, '_> {
         if let Some(scrapes) = &mut self.watching.scrapes
             && scrapes.is_asked()
         {
-            let text = crate::command::metrics::of_watch(&self.counted);
+            let text = metrics::text(Some(&self.counted), self.world, &mut self.output.quiet()).0;
             scrapes.answer(&text);
         }
         self.attend_alert(passed);
+        self.note_counted(passed);
         let every = self.watching.supervisor.watchdog();
         let View::Service(service) = &mut self.view else { return Ok(()) };
         if let Some(every) = every
             && passed.saturating_sub(service.heard) >= every / 3
         {
             service.heard = passed;
-            let total: u64 = self.counted.packets.values().sum();
+            let total = self.counted.total();
             let lost = if self.counted.lost > 0 { format!(", {} lost", self.counted.lost) } else { String::new() };
             self.watching.supervisor.notify(&format!("WATCHDOG=1\nSTATUS={total} packets seen{lost}"));
         }
         Ok(())
+    }
+
+    /// Leaves what was counted where `metrics` finds it.
+    fn note_counted(&mut self, passed: Duration) {
+        let View::Service(service) = &mut self.view else { return };
+        if passed.saturating_sub(service.noted) >= NOTED && service.noted_total != self.counted {
+            (service.noted, service.noted_total) = (passed, self.counted.clone());
+            // It is only for looking at, and the next is as good.
+            let _ = self.world.watch.note(metrics::COUNTED, &self.counted.print());
+        }
     }
 
     fn attend_alert(&mut self, passed: Duration) {
@@ -399,9 +406,9 @@ impl Watch<'_, '_, '_, '_> {
         }
         if let Some(outcome) = outcome {
             let (count, outcome) = (service.alerting, inert(outcome.as_bytes(), 200));
-            self.counted.alerts.0 += 1;
+            self.counted.alerts += 1;
             if outcome != DONE {
-                self.counted.alerts.1 += 1;
+                self.counted.alerts_failed += 1;
                 self.output.warn(&format!("the alert program {outcome}"));
             }
             self.write(&[Kind::Alert { count, outcome }]);
