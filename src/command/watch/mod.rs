@@ -296,7 +296,9 @@ impl Watch<'_, '_, '_, '_> {
                 self.draw(passed)?;
             }
             View::Service(service) => {
-                for kind in kinds {
+                // What nobody is to be told of is not kept for the day when somebody is.
+                let is_told = self.knowledge.policy().is_some_and(|policy| policy.violations.alert.is_some());
+                for kind in kinds.iter().filter(|_| is_told) {
                     if let Kind::Seen(seen) = kind {
                         service.gate.note(seen);
                     }
