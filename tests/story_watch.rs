@@ -272,6 +272,34 @@ fn without_a_look_into_proc_records_come_without_the_process_and_that_is_said_on
 }
 
 #[test]
+fn a_program_that_has_ended_is_gone_and_no_other_is_named_for_it() {
+    let Some(world) = World::new() else { return };
+    apply(&world, "");
+    let watching = Watching::start(&world, &["--json"]);
+    // Of one pid each, which ends as soon as its packet is sent; others come and go meanwhile.
+    let sent: Vec<(u16, u32)> = (1..21)
+        .map(|port| {
+            let script = format!("echo x > /dev/udp/{STRANGER_V4}/{port}");
+            let mut child =
+                world.inside(std::path::Path::new("bash")).args(["-c", &script]).stderr(Stdio::null()).spawn().expect("bash runs");
+            let _ = child.wait();
+            (port, child.id())
+        })
+        .collect();
+    let mut gone = 0;
+    for (port, pid) in sent {
+        let record = watching.record(&[STRANGER_V4, &format!("\"port\":{port},")]);
+        let process = &record["process"];
+        match process.as_str() {
+            Some(word) => assert_eq!(word, "gone"),
+            None => assert_eq!((&process["pid"], record["uid"].as_u64()), (&pid.into(), Some(0)), "{record}"),
+        }
+        gone += u32::from(process.is_string());
+    }
+    assert!(gone > 0, "not one of them was gone before it could be looked at, so nothing is shown here");
+}
+
+#[test]
 fn a_flood_of_refused_packets_takes_bounded_memory_and_harms_nobody() {
     let Some(world) = World::new() else { return };
     apply(&world, "");

@@ -3,7 +3,6 @@ JSON. Both get the same room to receive (8 MiB) and the same rules: every packet
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -23,17 +22,15 @@ RATES = [25_000, 50_000, 100_000, 200_000, 300_000, 400_000]
 BURST = 400_000
 ROOM = 8 << 20
 ADDRESSES = [1, 65_536]
+# ulogd2 writes by blocks of 4 KiB: so many of its records may be in its memory still, and are not lost.
+BUFFERED = 32
 
 
 def ulogd(stage):
-    """Debian's ulogd2 with its JSON output, unpacked and not installed; None when it cannot be had."""
+    """Debian's ulogd2 with its JSON output, which scripts/bench has unpacked; None when it could not be had."""
     place = stage.work / "ulogd"
-    place.mkdir()
-    asked = subprocess.run(["apt-get", "-qq", "download", "ulogd2", "ulogd2-json", "libnetfilter-log1"], cwd=place, capture_output=True)
-    if asked.returncode:
+    if not place.exists():
         return None
-    for package in place.glob("*.deb"):
-        stage.outside("dpkg-deb", "-x", package, place)
     plugins = next(place.glob("usr/lib/*/ulogd"))
     names = ["inppkt_NFLOG", "raw2packet_BASE", "filter_IFINDEX", "filter_IP2STR", "output_JSON"]
     lines = ["[global]", f'logfile="{place}/log"', "loglevel=5"]
@@ -48,10 +45,10 @@ def ulogd(stage):
 class Reader:
     """A program that follows the packet log of a namespace."""
 
-    def __init__(self, stage, namespace, command, environment, count):
+    def __init__(self, namespace, command, environment, count, buffered=0):
         command = ["ip", "netns", "exec", namespace, *map(str, command)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **environment})
-        self.count = count
+        self.count, self.buffered = count, buffered
         time.sleep(1.5)
         assert self.process.poll() is None, f"{command} has ended"
 
@@ -69,7 +66,7 @@ class Reader:
         told, since = -1, time.monotonic()
         while time.monotonic() - since < 2.5:
             now = self.count()
-            if now >= wanted:
+            if now >= wanted - self.buffered:
                 return now
             if now != told:
                 told, since = now, time.monotonic()
@@ -109,7 +106,7 @@ def contest(stage, name, start, addresses):
         sent += rate
         took = float(stage.inside(namespace, send, rate, addresses, rate))
         told = reader.settle(sent)
-        if told < sent or took > 1.15:
+        if told < sent - reader.buffered or took > 1.15:
             sent = told
             break
         best = rate
@@ -119,7 +116,7 @@ def contest(stage, name, start, addresses):
     cost = (reader.processor() - before) / max(told, 1) * 1e6
     peak = reader.status("VmHWM:")
     reader.close()
-    return {"rate": best, "told": told, "lost": BURST - told, "cost": cost, "rest": rest, "peak": peak}
+    return {"rate": best, "told": told, "lost": max(0, BURST - told - reader.buffered), "cost": cost, "rest": rest, "peak": peak}
 
 
 def nflog(stage, report):
@@ -130,7 +127,7 @@ def nflog(stage, report):
         def start(namespace):
             state = stage.work / f"watch-{addresses}"
             command = [stage.binary, "--state-dir", state, "watch", "--service"]
-            return Reader(stage, namespace, command, {}, lambda: told_by_watch(state / "watch")[0])
+            return Reader(namespace, command, {}, lambda: told_by_watch(state / "watch")[0])
         return start
 
     results = {}
@@ -139,7 +136,7 @@ def nflog(stage, report):
         if other:
             place, command, environment = other
             (place / "records").unlink(missing_ok=True)
-            start = lambda namespace: Reader(stage, namespace, command, environment, lambda: lines_of(place / "records"))  # noqa: E731
+            start = lambda namespace: Reader(namespace, command, environment, lambda: lines_of(place / "records"), BUFFERED)  # noqa: E731
             results["ulogd2", addresses] = contest(stage, "ulogd2", start, addresses)
     report.say("\n## Packet log")
     report.say(
@@ -160,4 +157,3 @@ def nflog(stage, report):
             report.at_most(f"{what}: processor for each record, times ulogd2's", ours["cost"] / theirs["cost"], 1.0)
         report.at_most(f"packet log, {addresses} destinations: memory at rest", ours["rest"], 20.0, " MiB")
         report.at_most(f"packet log, {addresses} destinations: memory in a flood", ours["peak"], 64.0, " MiB")
-    shutil.rmtree(stage.work / "ulogd", ignore_errors=True)

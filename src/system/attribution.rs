@@ -125,8 +125,14 @@ impl HostOwners {
             if !self.walks.take() {
                 return None;
             }
+            if self.groups.len() > GROUPS {
+                self.groups.clear();
+            }
             let root = cgroup2_root(Path::new("/proc/self/mountinfo"))?;
-            self.groups = paths_below(&root);
+            self.groups.extend(paths_below(&root));
+            // The root, and what lies outside of what is mounted here, belong to no unit; they are not looked for again. A group that is
+            // made later has a number of its own.
+            self.groups.entry(id).or_default();
         }
         self.groups.get(&id).and_then(|path| attribute::service(path))
     }

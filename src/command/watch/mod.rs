@@ -35,6 +35,8 @@ const FOLLOWED: Duration = Duration::from_millis(500);
 const FOLLOWED_MAX: u64 = 1 << 20;
 /// How long an alert program may run.
 const ALERT_PATIENCE: Duration = Duration::from_secs(30);
+/// After how long the same trouble is said again.
+const SAID_AGAIN: Duration = Duration::from_secs(60);
 /// How often what was counted is left for others to see.
 const NOTED: Duration = Duration::from_secs(5);
 
@@ -44,6 +46,13 @@ enum View {
     Lines,
     Table(Table),
     Service(Box<Service>),
+}
+
+/// Whether something was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Complained {
+    Yes,
+    No,
 }
 
 /// What a service has besides.
@@ -80,8 +89,17 @@ pub fn watch(arguments: &WatchArguments, world: &mut World, watching: &mut Watch
         (_, _, Some(_)) => View::Table(Table::default()),
         _ => View::Lines,
     };
-    let mut watch =
-        Watch { world, watching, output, view, knowledge: Knowledge::default(), counted: Counted::default(), last_refusal: String::new() };
+    let mut watch = Watch {
+        world,
+        watching,
+        output,
+        view,
+        knowledge: Knowledge::default(),
+        counted: Counted::default(),
+        passed: Duration::ZERO,
+        refusal: None,
+        complained: Complained::No,
+    };
     // The log is opened with the first look at it.
     match watch.watching.log.wait(Duration::ZERO, &mut |_, _| {}) {
         Ok(_) => watch.begin().and_then(|()| watch.follow_log()),
@@ -104,8 +122,12 @@ struct Watch<'a, 'w, 'v, 'o> {
     view: View,
     knowledge: Knowledge,
     counted: Counted,
-    /// Why the state or the book could not be used the last time, so that the same is not said every second.
-    last_refusal: String,
+    /// How long the log is open.
+    passed: Duration,
+    /// Why the state or the book could not be used the last time, and when that was said, so that the same is not said every second.
+    refusal: Option<(String, Duration)>,
+    /// Whether it was said that the book does not take records, and not yet that it does again.
+    complained: Complained,
 }
 
 impl Watch<'_, '_, '_, '_> {
@@ -133,7 +155,7 @@ impl Watch<'_, '_, '_, '_> {
         loop {
             let patience = self.patience(passed, fold.next_end());
             let Meanwhile { lost, overruns, passed: now } = self.read_log(patience, &mut fold)?;
-            passed = now;
+            (passed, self.passed) = (now, now);
             self.watching.owners.gather();
             let owners = &mut self.watching.owners;
             fold.ask_again(&mut |ends| owners.owner(ends));
@@ -274,7 +296,9 @@ impl Watch<'_, '_, '_, '_> {
                 self.draw(passed)?;
             }
             View::Service(service) => {
-                for kind in kinds {
+                // What nobody is to be told of is not kept for the day when somebody is.
+                let is_told = self.knowledge.policy().is_some_and(|policy| policy.violations.alert.is_some());
+                for kind in kinds.iter().filter(|_| is_told) {
                     if let Kind::Seen(seen) = kind {
                         service.gate.note(seen);
                     }
@@ -307,11 +331,11 @@ impl Watch<'_, '_, '_, '_> {
         all.extend_from_slice(kinds);
         match service.book.append(self.world.watch, now, &all, Care::Soon) {
             Ok(_) => {
-                if service.unsaved > 0 {
-                    self.output.warn("the book is written again");
-                    self.last_refusal.clear();
-                }
                 service.unsaved = 0;
+                if self.complained == Complained::Yes {
+                    self.complained = Complained::No;
+                    self.output.warn("the book is written again");
+                }
             }
             Err(error) => {
                 service.unsaved += kinds.iter().map(packets).sum::<u64>();
@@ -320,17 +344,21 @@ impl Watch<'_, '_, '_, '_> {
                     FileError::Full(_) => format!("{error}: records are lost to the book, not to the kernel's count"),
                     _ => error.to_string(),
                 };
-                self.refused(&words);
+                if self.refused(&words) == Complained::Yes {
+                    self.complained = Complained::Yes;
+                }
             }
         }
     }
 
-    /// Says why something is not to be had, once as long as it stays the same.
-    fn refused(&mut self, words: &str) {
-        if self.last_refusal != words {
-            self.last_refusal = words.to_string();
-            self.output.warn(words);
+    /// Says why something is not to be had; the same once a minute, for a disk that is full takes a small record now and then.
+    fn refused(&mut self, words: &str) -> Complained {
+        if self.refusal.as_ref().is_some_and(|(last, when)| last == words && self.passed.saturating_sub(*when) < SAID_AGAIN) {
+            return Complained::No;
         }
+        self.refusal = Some((words.to_string(), self.passed));
+        self.output.warn(words);
+        Complained::Yes
     }
 
     /// Writes into the host's journal, or to standard error where it has none.
@@ -343,7 +371,8 @@ impl Watch<'_, '_, '_, '_> {
                         who if who.is_empty() => String::new(),
                         who => format!(" by {who}"),
                     };
-                    format!("{} {} {}, {} packets{who}: {why}", view::way(seen.direction), seen.protocol, view::place(seen), seen.count)
+                    let packets = if seen.count == 1 { "1 packet".to_string() } else { format!("{} packets", seen.count) };
+                    format!("{} {} {}, {packets}{who}: {why}", view::way(seen.direction), seen.protocol, view::place(seen))
                 }
                 Kind::Lost { count } => format!("{count} packets were logged faster than they were read"),
                 Kind::Other { count } => format!("{count} more packets, of too many senders and destinations to be told apart"),

@@ -103,7 +103,7 @@ pub fn who(seen: &Seen) -> String {
             let name = process.executable.rsplit('/').next().unwrap_or(&process.executable);
             words.push(format!("{}({})", inert(name.as_bytes(), 32), process.pid));
         }
-        Some(Process::Gone) => words.push("gone".to_string()),
+        Some(Process::Gone) => words.push("(gone)".to_string()),
         None => {}
     }
     words.join(" ")
