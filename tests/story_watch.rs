@@ -539,7 +539,8 @@ fn on_a_terminal_it_is_a_table_that_updates_in_place_and_leaves_the_terminal_as_
     for screen in screens.split("\x1b[H").skip(1) {
         let lines: Vec<&str> = screen.split("\r\n").collect();
         assert!(lines.len() <= 12, "{screen:?}");
-        let plain = |line: &str| line.replace("\x1b[K", "").replace("\x1b[J", "").chars().count();
+        let plain =
+            |line: &str| ["\x1b[K", "\x1b[J", "\x1b[0m"].iter().fold(line.to_string(), |line, code| line.replace(code, "")).chars().count();
         assert!(lines.iter().all(|line| plain(line) <= 90), "{screen:?}");
     }
 }
