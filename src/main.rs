@@ -14,7 +14,7 @@ use egressguard::command::arguments::{Arguments, Command, WatchArguments, When};
 use egressguard::command::metrics::Scope;
 use egressguard::command::{self, Exit, Failure, Output, Style, Verbosity};
 use egressguard::demo::{self, Colour, DemoOptions};
-use egressguard::ruleset::program::{GenerationId, Op, TableDump};
+use egressguard::ruleset::program::{Counts, GenerationId, Op, TableDump};
 use egressguard::ruleset::surroundings::Surroundings;
 use egressguard::state::books;
 use egressguard::system::attribution::HostOwners;
@@ -224,6 +224,10 @@ impl Kernel for OnDemand {
 
     fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError> {
         self.open()?.observe(depth)
+    }
+
+    fn counts(&mut self, prefix: &str) -> Result<Option<Counts>, KernelError> {
+        self.open()?.counts(prefix)
     }
 
     fn surroundings(&mut self) -> Result<Surroundings, KernelError> {

@@ -9,10 +9,10 @@ pub mod flows;
 pub mod programs;
 mod table;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use self::table::Table;
-use crate::ruleset::program::{GenerationId, Key, Op, TableDump};
+use crate::ruleset::program::{CountingSet, Counts, GenerationId, Key, Op, TableDump};
 use crate::ruleset::surroundings::Surroundings;
 use crate::world::{Depth, Kernel, KernelError};
 
@@ -39,6 +39,42 @@ pub struct Simulated {
     failures: Vec<(Moment, KernelError)>,
     interference: VecDeque<Vec<Op>>,
     committed: Vec<Vec<Op>>,
+    handles: Handles,
+}
+
+/// What tells tables and sets from those of the same name before them.
+#[derive(Debug, Default)]
+struct Handles {
+    last: u64,
+    table: u64,
+    sets: BTreeMap<String, u64>,
+}
+
+impl Handles {
+    fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    /// After these steps, with these sets in the table.
+    fn follow(&mut self, ops: &[Op], table: Option<&Table>) {
+        for op in ops {
+            match op {
+                Op::DeleteTable => {
+                    self.table = self.next();
+                    self.sets.clear();
+                }
+                Op::DeleteSet(name) => drop(self.sets.remove(name)),
+                _ => {}
+            }
+        }
+        for name in table.map(Table::set_names).unwrap_or_default() {
+            if !self.sets.contains_key(&name) {
+                let handle = self.next();
+                self.sets.insert(name, handle);
+            }
+        }
+    }
 }
 
 impl Simulated {
@@ -74,6 +110,12 @@ impl Simulated {
     /// Lets an element of a counting set count, as packets do. Whether there is such an element.
     pub fn count(&mut self, set: &str, key: &Key, packets: u64, octets: u64) -> bool {
         self.table.as_mut().is_some_and(|table| table.count(set, key, packets, octets, self.clock_ms))
+    }
+
+    /// Lets a rule count a packet in a set that rules fill, as it does: an element that is there is renewed, one that is not is made,
+    /// where there is room. Whether it was counted.
+    pub fn update(&mut self, set: &str, key: &Key, lives_ms: u64, octets: u64) -> bool {
+        self.table.as_mut().is_some_and(|table| table.update_element(set, key, lives_ms, octets, self.clock_ms))
     }
 
     /// The transactions that changed something or nothing and succeeded, in order: what was written since the beginning.
@@ -125,6 +167,7 @@ impl Simulated {
             return Err(KernelError::Refused(refusals));
         }
         self.table = next;
+        self.handles.follow(ops, self.table.as_ref());
         self.transactions += u32::from(changed);
         Ok(())
     }
@@ -146,6 +189,17 @@ impl Kernel for Simulated {
     fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError> {
         self.strike(Moment::Observe)?;
         Ok((self.now(), self.dump(depth)))
+    }
+
+    fn counts(&mut self, prefix: &str) -> Result<Option<Counts>, KernelError> {
+        self.strike(Moment::Observe)?;
+        let Some(dump) = self.dump(Depth::Everything) else { return Ok(None) };
+        let of_prefix = dump.sets.into_iter().filter(|(name, _)| name.starts_with(prefix));
+        let sets = of_prefix.map(|(name, (def, elements))| {
+            let handle = self.handles.sets.get(&name).copied().unwrap_or_default();
+            CountingSet { def, handle, elements, whole: true }
+        });
+        Ok(Some(Counts { table: self.handles.table, sets: sets.collect() }))
     }
 
     fn surroundings(&mut self) -> Result<Surroundings, KernelError> {

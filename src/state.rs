@@ -130,6 +130,9 @@ pub struct LastRefresh {
     /// For how many seconds of the boot the machine had been asleep.
     #[serde(default)]
     pub slept: u64,
+    /// Which rules and sets that was, as [`crate::command::enforce::shape`] tells them; empty: not known.
+    #[serde(default)]
+    pub shape: String,
     /// What went wrong, name by name, in words.
     pub problems: BTreeMap<String, String>,
 }

@@ -12,7 +12,7 @@ use crate::base::time::Timestamp;
 use crate::judge::flow::{Flow, LocalAddresses, LocalSocket, OwnerDetail};
 pub use crate::pins::{Anchor, Answer};
 use crate::policy::DnsServer;
-use crate::ruleset::program::{GenerationId, Op, TableDump};
+use crate::ruleset::program::{Counts, GenerationId, Op, TableDump};
 use crate::ruleset::surroundings::Surroundings;
 use crate::violation::attribute::{Ends, Running};
 use crate::violation::decode::Logged;
@@ -56,6 +56,11 @@ pub trait Kernel {
 
     /// Our table with the generation at which it was read as a whole; `None` when there is no such table.
     fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError>;
+
+    /// The sets of our table whose names begin with `prefix`, in the order of their names; `None` when there is no table. Unlike
+    /// [`Kernel::observe`] this is no picture of one moment: packets count on while it is taken, and a set that comes later has counted
+    /// more of them.
+    fn counts(&mut self, prefix: &str) -> Result<Option<Counts>, KernelError>;
 
     /// What else meets packets here: other people's tables, and the links.
     fn surroundings(&mut self) -> Result<Surroundings, KernelError>;

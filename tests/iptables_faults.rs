@@ -9,7 +9,7 @@ use egressguard::command::arguments::Arguments;
 use egressguard::command::{self, Exit, Failure, Output, Style, Verbosity};
 use egressguard::judge::flow::Underway;
 use egressguard::policy::DnsServer;
-use egressguard::ruleset::program::{GenerationId, Op, TableDump};
+use egressguard::ruleset::program::{Counts, GenerationId, Op, TableDump};
 use egressguard::ruleset::surroundings::Surroundings;
 use egressguard::simulated::Simulated;
 use egressguard::simulated::flows::SimulatedFlows;
@@ -42,6 +42,10 @@ impl Kernel for Bare {
     }
 
     fn observe(&mut self, _: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError> {
+        Err(KernelError::NoNfTables("EPROTONOSUPPORT".to_string()))
+    }
+
+    fn counts(&mut self, _: &str) -> Result<Option<Counts>, KernelError> {
         Err(KernelError::NoNfTables("EPROTONOSUPPORT".to_string()))
     }
 

@@ -253,7 +253,7 @@ fn every_refused_packet_is_counted_where_it_belongs() {
             for (set, element) in [
                 ("ledger_user_v4", "192.0.2.7,tcp:25"),
                 ("ledger_user_v6", "2001:db8::7,udp:53"),
-                ("ledger_source_v4", "10.98.0.2,tcp:25,192.0.2.8"),
+                ("ledger_forward_v4", "10.98.0.2,tcp:25,192.0.2.8"),
                 ("ledger_in_v4", "10.99.0.1,udp:53"),
             ] {
                 assert_eq!(counted(set, element), Some(3), "{}: {set} {element}\n{ledger}", judge.name());

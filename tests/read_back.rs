@@ -8,7 +8,7 @@ use egressguard::pins::{self, Pins};
 use egressguard::policy;
 use egressguard::ruleset::Ruleset;
 use egressguard::ruleset::compile::{Facts, compile};
-use egressguard::ruleset::program::{Element, Expr, GenerationId, Op, Register, TableDump};
+use egressguard::ruleset::program::{Counts, Element, Expr, GenerationId, Op, Register, TableDump};
 use egressguard::ruleset::surroundings::Surroundings;
 use egressguard::simulated::{Moment, Simulated};
 use egressguard::system::host::LocalHost;
@@ -35,6 +35,10 @@ impl Kernel for Liar<'_> {
 
     fn observe(&mut self, depth: Depth) -> Result<(GenerationId, Option<TableDump>), KernelError> {
         self.truthful.observe(depth)
+    }
+
+    fn counts(&mut self, prefix: &str) -> Result<Option<Counts>, KernelError> {
+        self.truthful.counts(prefix)
     }
 
     fn surroundings(&mut self) -> Result<Surroundings, KernelError> {

@@ -218,12 +218,12 @@ fn machines_behind_the_host_obey_the_same_policy() {
         is_refused(world.attempt(Side::Behind, Way::Udp, stranger, 443));
         is_refused(world.attempt(Side::Behind, Way::Ping, stranger, 0));
     }
-    for (behind, set) in [(BEHIND_V4, "ledger_source_v4"), (BEHIND_V6, "ledger_source_v6")] {
+    for (behind, set) in [(BEHIND_V4, "ledger_forward_v4"), (BEHIND_V6, "ledger_forward_v6")] {
         let ledger = world.set(set);
         assert!(ledger.contains(behind) && ledger.contains("4444"), "{ledger}");
     }
     // A refused connection fails at once and with a reason, which is a packet of its own, and no violation of anybody's.
-    for (stranger, set) in [(STRANGER_V4, "ledger_source_v4"), (STRANGER_V6, "ledger_source_v6")] {
+    for (stranger, set) in [(STRANGER_V4, "ledger_kernel_v4"), (STRANGER_V6, "ledger_kernel_v6")] {
         assert_eq!(from_behind(stranger, 4444).to_string(), "ECONNREFUSED");
         let ledger = world.set(set);
         let by_stranger = ledger.split(['{', ',']).any(|element| element.trim_start().starts_with(&format!("{stranger} . ")));

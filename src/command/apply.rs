@@ -13,7 +13,7 @@ use crate::command::arguments::ApplyArguments;
 use crate::command::enforce::{self, Committed, Told};
 use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, handover, remove, test};
+use crate::command::{Exit, Failure, Output, handover, harvest, remove, test};
 use crate::judge::plan::{Plan, plan};
 use crate::judge::{Verdict, traces};
 use crate::pins::{self, Answer, Confirmation, NamePins, Outcome, Pins, What};
@@ -75,12 +75,17 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
         Backend::Nftables if arguments.dry_run => return dry_run(arguments, &source, &facts, &confirmation.pins, world, output),
         Backend::Nftables => {
             let told = earlier.and_then(|earlier| earlier.told);
+            if told.is_none() {
+                // The sets that count may not be those that this program makes.
+                harvest::harvest_or_say(world, output);
+            }
             load(arguments, &source, &facts, told.as_ref(), confirmation, world, output)
         }
     };
     if backend != before && !arguments.dry_run && state::backend(world.files) == backend {
         // ORDER: the rules of the other packet filter go when the new ones are held: for a moment a packet has to pass both. They go
         // also when something else could not be done after that.
+        harvest::harvest_or_say(world, output);
         remove::take_away(before, world)?;
     }
     applied
@@ -165,7 +170,7 @@ fn told(saved: &Saved, source: &Source, world: &mut World) -> Option<Told> {
         parsed = policy::parse_bytes(&saved.policy, &saved.record.file).ok()?.policy;
         &parsed
     };
-    Some(Told { kernel, ruleset: enforce::earlier_rules(saved, policy, world.host) })
+    enforce::told(&last, enforce::earlier_rules(saved, policy, world.host))
 }
 
 /// Refuses a policy under which the session this runs in could not be opened again, or would end: the rules themselves are asked. No
@@ -390,7 +395,7 @@ fn may_hold(kernel: &mut dyn Kernel, generation: u64, now: Timestamp) -> bool {
 
 /// Remembers which kernel generation holds these rules.
 fn remember(loaded: &Loaded, confirmation: &Confirmation, world: &mut World) -> Result<(), Failure> {
-    let last = enforce::note(loaded.generation, loaded.committed.kernel, true, enforce::problems(confirmation), world.host);
+    let last = enforce::note(&loaded.ruleset, loaded.committed.kernel, true, enforce::problems(confirmation), world.host);
     Ok(state::save_refresh(world.files, &last)?)
 }
 

@@ -10,7 +10,7 @@ use crate::pins::{self, Answer, Confirmation, LeaseRules, Outcome, Pins, Special
 use crate::policy::{Policy, PrivateAnswers, Target};
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
-use crate::ruleset::program::{GenerationId, TableDump};
+use crate::ruleset::program::{GenerationId, SetDef, TableDump};
 use crate::state::{self, LastRefresh, Saved};
 use crate::world::{Depth, Files, Host, Kernel, KernelError, Resolver};
 
@@ -153,9 +153,23 @@ pub fn last_run(files: &dyn Files, host: &dyn Host) -> Option<LastRefresh> {
     (last.namespace == host.namespace() && slept <= 1).then_some(last)
 }
 
-/// The note of this run for the next one. One that is not `whole` left something to do: the next run looks at everything.
-pub fn note(generation: u64, kernel: GenerationId, whole: bool, problems: BTreeMap<DnsName, String>, host: &dyn Host) -> LastRefresh {
+/// Tells rules and sets, without their elements, from all others. Another version of this program may compile a policy into others.
+pub fn shape(ruleset: &Ruleset) -> String {
+    let sets: Vec<&SetDef> = ruleset.sets.values().map(|set| &set.def).collect();
+    state::digest(format!("{:?} {sets:?}", ruleset.chains).as_bytes())
+}
+
+/// What the kernel was told by the last run, whose note this is; `None` when it was told other rules than these.
+pub fn told(last: &LastRefresh, ruleset: Ruleset) -> Option<Told> {
+    (last.shape == shape(&ruleset)).then_some(Told { kernel: GenerationId(last.kernel_generation), ruleset })
+}
+
+/// The note of this run for the next one: what the kernel holds since. One that is not `whole` left something to do: the next run looks
+/// at everything.
+pub fn note(ruleset: &Ruleset, kernel: GenerationId, whole: bool, problems: BTreeMap<DnsName, String>, host: &dyn Host) -> LastRefresh {
+    let generation = ruleset.identity.generation;
     LastRefresh {
+        shape: shape(ruleset),
         at: host.now().0,
         generation,
         kernel_generation: kernel.0,

@@ -7,6 +7,7 @@ pub mod enforce;
 pub mod evidence;
 pub mod explain;
 pub mod handover;
+pub mod harvest;
 pub mod metrics;
 pub mod offline;
 pub mod quarantine;

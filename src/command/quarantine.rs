@@ -243,7 +243,7 @@ fn end(loaded: &Loaded, world: &mut World, output: &mut Output) -> Option<Revoca
     let revocation = revoke::end(&loaded.ruleset, world.flows, || world.host.remote_session(), output);
     // Without the note that it was done the next run does it.
     let whole = revoke::is_complete(revocation.as_ref());
-    let last = enforce::note(loaded.generation, loaded.kernel, whole, BTreeMap::new(), world.host);
+    let last = enforce::note(&loaded.ruleset, loaded.kernel, whole, BTreeMap::new(), world.host);
     if let Err(error) = state::save_refresh(world.files, &last) {
         output.warn(&error.to_string());
     }

@@ -11,10 +11,10 @@ use serde_json::json;
 use crate::base::name::DnsName;
 use crate::base::time::Timestamp;
 use crate::command::arguments::RefreshArguments;
-use crate::command::enforce::{self, Chosen, Committed, Knowledge, Proposal, Then, Told};
+use crate::command::enforce::{self, Chosen, Committed, Knowledge, Proposal, Then};
 use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, apply, handover, remove, restore};
+use crate::command::{Exit, Failure, Output, apply, handover, harvest, remove, restore};
 use crate::judge::drift::drift;
 use crate::judge::plan::{NotOurs, Plan, plan};
 use crate::pins::{Answer, Confirmation, Pins, What};
@@ -97,6 +97,8 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     if handover::held_by(world) == Backend::Iptables {
         return handover::refresh::refresh(arguments, asked, world, output);
     }
+    // ORDER: before rules are loaded that may count in other sets.
+    harvest::harvest_or_say(world, output);
     let mut job = find(asked, world, output)?;
     let Asked { policy, answers } = &job.asked;
     let facts = &facts(&job.saved, policy, world, output);
@@ -138,7 +140,7 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     }
     // With rules left in place that are not ours the kernel is not what was told.
     let whole = !done.left && revoke::is_complete(revocation.as_ref());
-    let last = enforce::note(generation, done.committed.kernel, whole, enforce::problems(&confirmation), world.host);
+    let last = enforce::note(&meant, done.committed.kernel, whole, enforce::problems(&confirmation), world.host);
     state::save_refresh(world.files, &last)?;
     let exit = report(arguments, policy, &done, &confirmation, revocation.as_ref(), output)?;
     revocation.unwrap_or_default().conclude(exit)
@@ -245,13 +247,12 @@ fn tell(arguments: &RefreshArguments, job: &Refresh, meant: &mut Ruleset, world:
     let generation = job.saved.record.generation;
     let last = enforce::last_run(world.files, world.host).filter(|last| last.generation == generation);
     let ruleset = compile(&job.asked.policy, &job.earlier, &job.told, generation).loadable();
-    let told = Told { kernel: GenerationId(last.as_ref().map_or(0, |last| last.kernel_generation)), ruleset };
+    let believed = last.as_ref().and_then(|last| enforce::told(last, ruleset.clone()));
     let (mut drift, mut left) = (Vec::new(), false);
-    let believed = last.as_ref().map(|_| &told);
-    let committed = enforce::commit(world.kernel, meant, believed, world.host, &mut |meant, proposal, now| {
+    let committed = enforce::commit(world.kernel, meant, believed.as_ref(), world.host, &mut |meant, proposal, now| {
         let (mut found, mut rules_differ) = (Vec::new(), false);
         if proposal.source == Knowledge::Read {
-            (found, rules_differ) = changed_by_others(proposal, &told.ruleset, meant, &job.asked.policy, now)?;
+            (found, rules_differ) = changed_by_others(proposal, &ruleset, meant, &job.asked.policy, now)?;
         }
         if rules_differ || believed.is_some() {
             // After a boot, or a sleep, the kernel was told what another clock said: other elements are nobody's doing.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, stdin};
 
 use crate::command::arguments::RemoveArguments;
-use crate::command::{Exit, Failure, Output, Style, handover};
+use crate::command::{Exit, Failure, Output, Style, handover, harvest};
 use crate::judge::plan::NotOurs;
 use crate::ruleset::TABLE_COMMENT;
 use crate::ruleset::program::Op;
@@ -36,6 +36,7 @@ pub fn remove(arguments: &RemoveArguments, world: &mut World, output: &mut Outpu
         }),
         ..Failure::from(error)
     })?;
+    harvest::harvest_or_say(world, output);
     let was = take_away(backend, world)?;
     if state::was_held_by(world.files, backend.other()) {
         // An apply that moved the rules and was killed has left some here.

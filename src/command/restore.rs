@@ -58,7 +58,7 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
         output.warn(&format!("flows from before may go on until the next refresh: {why}"));
     }
     // Facts and clocks may be others than the saved ones: the first refresh looks for itself.
-    let last = enforce::note(restored.generation, kernel_generation, false, BTreeMap::new(), world.host);
+    let last = enforce::note(&meant, kernel_generation, false, BTreeMap::new(), world.host);
     // Only saves the first refresh some work.
     let _ = state::save_refresh(world.files, &last);
     let verb = if changed { "restored" } else { "unchanged" };

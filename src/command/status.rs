@@ -218,7 +218,7 @@ fn counters(there: Option<&TableDump>) -> BTreeMap<IpAddr, (u64, u64)> {
 fn refused(there: &TableDump) -> BTreeMap<&'static str, (u64, u64)> {
     let mut sums: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
     for (name, (_, elements)) in &there.sets {
-        let Some(who) = [("ledger_user", "user"), ("ledger_source", "address"), ("ledger_in", "outside")]
+        let Some(who) = [("ledger_user", "user"), ("ledger_kernel", "kernel"), ("ledger_forward", "forwarded"), ("ledger_in", "outside")]
             .into_iter()
             .find_map(|(prefix, who)| name.starts_with(prefix).then_some(who))
         else {

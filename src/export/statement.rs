@@ -53,6 +53,8 @@ impl<'a> Exporter<'a> {
                         ([KeyPart::Everybody], Carries::Nothing) => {
                             matches.push(Match::new("recent", "--set", everybody(set, writing.family)));
                         }
+                        // What all sets together leave out is not counted here: ipset has no key that every packet has.
+                        ([KeyPart::Everybody], Carries::Counter) => ends = Some(Vec::new()),
                         (parts, Carries::Counter) => ends = Some(self.ledger(rule, set, parts, lives.seconds(), writing.family)?),
                         _ => {
                             self.cannot_update(rule, key);

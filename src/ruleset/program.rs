@@ -417,6 +417,28 @@ impl TableDump {
     }
 }
 
+/// What the sets of our table have counted that rules fill.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counts {
+    /// The kernel's handle of the table: no other table of the namespace has had it in this boot.
+    pub table: u64,
+    /// The sets, by name.
+    pub sets: Vec<CountingSet>,
+}
+
+/// A set that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CountingSet {
+    /// The set.
+    pub def: SetDef,
+    /// The kernel's handle of the set: no other set of this table has had it.
+    pub handle: u64,
+    /// Its elements.
+    pub elements: Elements,
+    /// Whether these are all: while the kernel makes a set larger some of its elements are not told.
+    pub whole: bool,
+}
+
 /// How many transactions a network namespace has seen. Any change, of anybody's table, makes another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GenerationId(pub u32);

@@ -112,6 +112,26 @@ impl Table {
         }
     }
 
+    /// The names of its sets.
+    pub fn set_names(&self) -> Vec<String> {
+        self.0.sets.keys().cloned().collect()
+    }
+
+    /// What a rule does that updates a set; whether there was room.
+    pub fn update_element(&mut self, set: &str, key: &Key, lives_ms: u64, octets: u64, now: u64) -> bool {
+        let Some((def, elements)) = self.0.sets.get_mut(set) else { return false };
+        elements.retain(|_, element| is_alive(element, now));
+        let is_full = elements.len() >= def.size.unwrap_or(DEFAULT_SIZE) as usize;
+        if is_full && !elements.contains_key(key) {
+            return false;
+        }
+        let element = elements.entry(key.clone()).or_default();
+        (element.timeout_ms, element.expires_ms) = (Some(lives_ms), Some(now + lives_ms));
+        let (packets, all) = element.counted.unwrap_or_default();
+        element.counted = Some((packets + 1, all + octets));
+        true
+    }
+
     /// Flags change, the comment never does.
     fn update(&mut self, def: &TableDef) -> bool {
         let changed = self.0.table.flags != def.flags;

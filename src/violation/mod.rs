@@ -8,6 +8,7 @@ pub mod attribute;
 pub mod book;
 pub mod decode;
 pub mod fold;
+pub mod ledger;
 pub mod record;
 
 use std::net::IpAddr;

@@ -63,7 +63,7 @@ pub fn apply(
     };
     // Without the note that the revocation was done the next run revokes.
     let whole = revoke::is_complete(revocation.as_ref());
-    let last = enforce::note(generation, GenerationId(0), whole, enforce::problems(&confirmation), world.host);
+    let last = enforce::note(&ruleset, GenerationId(0), whole, enforce::problems(&confirmation), world.host);
     if let Err(error) = state::save_refresh(world.files, &last) {
         output.warn(&error.to_string());
     }

@@ -68,7 +68,7 @@ pub fn refresh(arguments: &RefreshArguments, asked: Option<Asked>, world: &mut W
         remove::clear_other(Backend::Iptables, world, output);
     }
     let whole = is_ours && revoke::is_complete(revocation.as_ref());
-    let last_run = enforce::note(generation, GenerationId(0), whole, enforce::problems(&confirmation), world.host);
+    let last_run = enforce::note(&ruleset, GenerationId(0), whole, enforce::problems(&confirmation), world.host);
     state::save_refresh(world.files, &last_run)?;
     let drift = if last == LastApply::Interrupted { &[] } else { drift.as_slice() };
     let exit = report(arguments, &policy, &change, drift, &confirmation, revocation.as_ref(), output)?;

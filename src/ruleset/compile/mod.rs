@@ -3,7 +3,7 @@
 //! This file holds the base chains and what a host needs to live; `outbound` the ways out, `refuse` what becomes of the rest.
 
 mod outbound;
-mod refuse;
+pub mod refuse;
 
 use std::collections::BTreeMap;
 

@@ -3,6 +3,7 @@
 //! Each of the four is a rule of its own, because a rule whose set is full stops there and must not take the others with it.
 
 use crate::base::net::{Family, Protocol};
+use crate::base::packet::Direction;
 use crate::base::time::Period;
 use crate::policy::{Mode, QuarantineScope};
 use crate::ruleset::Chain;
@@ -12,24 +13,57 @@ use crate::ruleset::program::KeyType;
 use crate::ruleset::rule::{Action, Carries, Rate, RateUnit, Rule, Side, Statement, Test, has_any, is, is_not};
 use crate::ruleset::set::{Set, address_type};
 
+/// What the names of all sets begin with that count refused packets.
+pub const LEDGER: &str = "ledger_";
+/// What the names of those begin with that count all packets of a direction together; its word follows.
+pub const LEDGER_ALL: &str = "ledger_all_";
 /// How long the kernel keeps a count that no packet renews.
-const LEDGER_LIVES: Period = Period::from_seconds(86_400);
+pub const LEDGER_LIVES: Period = Period::from_seconds(86_400);
+
+/// What a ledger counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ledger {
+    /// All packets of this direction.
+    All(Direction),
+    /// Packets of this direction by who and where.
+    Each(Direction),
+}
+
+impl Ledger {
+    /// What the set of this name counts; nothing when it is no ledger.
+    pub fn of_set(name: &str) -> Option<Ledger> {
+        let rest = name.strip_prefix(LEDGER)?;
+        if let Some(direction) = rest.strip_prefix("all_") {
+            return Direction::of_word(direction).map(Ledger::All);
+        }
+        let direction = match rest.split('_').next()? {
+            "user" | "kernel" => Direction::Out,
+            "forward" => Direction::Forward,
+            "in" => Direction::In,
+            _ => return None,
+        };
+        Some(Ledger::Each(direction))
+    }
+}
+
 /// How many records a second the log takes from one chain; the ledger counts all.
 const LOG_RATE: Rate = Rate { packets: 10, unit: RateUnit::Second, burst: 50 };
 
 impl Compiler<'_> {
     /// The chains that end in a refusal, with their sets.
     pub(super) fn refusals(&mut self) -> Vec<Chain> {
-        let mut users = self.ledger("user", Field::SocketUser, KeyType::Uid);
+        let mut users = vec![self.all(Direction::Out)];
+        users.extend(self.ledger("user", Field::SocketUser, KeyType::Uid));
         users.extend(self.log_and_refuse("refuse-out"));
 
         let mut kernel = vec![Rule::new("refuse-out", vec![is_not(Field::SocketUser, NO_USER)], vec![], goto("refuse_user"))];
         // What is left has no socket: answers that the kernel makes by itself. They are counted by the address they leave from.
-        let passing = self.ledger_by_source();
-        kernel.extend(passing.clone());
+        kernel.push(self.all(Direction::Out));
+        kernel.extend(self.ledger_by_source("kernel"));
         kernel.extend(self.log_and_refuse("refuse-out"));
 
-        let mut forward = passing;
+        let mut forward = vec![self.all(Direction::Forward)];
+        forward.extend(self.ledger_by_source("forward"));
         forward.push(log("refuse-forward"));
         if self.mode == Mode::Enforce {
             // It came from outside to a published port: a scanner learns nothing.
@@ -37,7 +71,8 @@ impl Compiler<'_> {
         }
         forward.extend(self.refuse("refuse-forward"));
 
-        let mut incoming = self.ledger_of_ports();
+        let mut incoming = vec![self.all(Direction::In)];
+        incoming.extend(self.ledger_of_ports());
         incoming.push(log("refuse-in"));
         incoming.push(Rule::new("refuse-in", vec![], vec![], self.quietly()));
 
@@ -55,9 +90,19 @@ impl Compiler<'_> {
     }
 
     /// The same by source address.
-    fn ledger_by_source(&mut self) -> Vec<Rule> {
+    fn ledger_by_source(&mut self, name: &str) -> Vec<Rule> {
         let of = |family| (Field::SourceAddress(family), address_type(family));
-        Family::BOTH.into_iter().flat_map(|family| self.ledger_of("source", family, of(family).0, of(family).1)).collect()
+        Family::BOTH.into_iter().flat_map(|family| self.ledger_of(name, family, of(family).0, of(family).1)).collect()
+    }
+
+    /// Counts all of a direction together.
+    ///
+    /// ORDER: before the ledgers that tell who and where. One of those that is full counts only whom it holds already; what it leaves out
+    /// is the difference to this count.
+    fn all(&mut self, direction: Direction) -> Rule {
+        let set = format!("{LEDGER_ALL}{}", direction.word());
+        self.add_set(Set::dynamic(&set, vec![KeyType::Mark]));
+        Rule::new("ledger", vec![], vec![update(&set, &[Field::Everybody], LEDGER_LIVES, Carries::Counter)], Action::Continue)
     }
 
     fn ledger_of(&mut self, name: &str, family: Family, who: Field, who_type: KeyType) -> Vec<Rule> {

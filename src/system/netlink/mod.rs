@@ -41,7 +41,7 @@ use self::encode::Batch;
 use self::message::{Message, Writer};
 use self::socket::{Failure, Socket, Whole};
 use self::uapi::*;
-use crate::ruleset::program::{Elements, GenerationId, Op, SetDef, TABLE, TableDef, TableDump};
+use crate::ruleset::program::{CountingSet, Counts, Elements, GenerationId, Op, SetDef, TABLE, TableDef, TableDump};
 use crate::ruleset::surroundings::Surroundings;
 use crate::world::{Depth, Kernel, KernelError};
 
@@ -50,6 +50,9 @@ const ATTEMPTS: usize = 20;
 
 /// How long a set is left alone whose hash the kernel is making larger: ten thousand elements take it about a millisecond.
 const REHASH: Duration = Duration::from_millis(20);
+
+/// How often sets that count are read again that the kernel makes larger meanwhile: under a flood that can go on for long.
+const RECOUNTS: usize = 3;
 
 /// A set with more elements than this is large.
 const MANY: usize = 5_000;
@@ -141,6 +144,44 @@ impl NfTables {
         Ok(Some(Some(dump)))
     }
 
+    /// The sets that count, whole where that can be had; nothing when somebody's change came between.
+    fn read_counts(&mut self, prefix: &str) -> Result<Option<Option<Counts>>, KernelError> {
+        let mut table = None;
+        let by_name = |writer: &mut Writer| writer.text(NFTA_TABLE_NAME, TABLE);
+        match self.socket.ask(NFT_MSG_GETTABLE, 0, by_name, |message| keep(&mut table, decode::table_handle(message)?)) {
+            Ok(_) => {}
+            Err(Failure::Errno(Errno::ENOENT)) => return Ok(Some(None)),
+            Err(failure) => return Err(no_answer(failure)),
+        }
+        let Some(table) = table else { return Ok(Some(None)) };
+        let mut handles = BTreeMap::new();
+        let mut wanted: Vec<SetDef> = Vec::new();
+        if !self.dump(NFT_MSG_GETSET, NFTA_SET_TABLE, decode::set_with_handle, |(set, handle)| {
+            if set.name.starts_with(prefix) {
+                handles.insert(set.name.clone(), handle);
+                wanted.push(set);
+            }
+        })? {
+            return Ok(None);
+        }
+        wanted.sort();
+        let mut filled: BTreeMap<String, Filled> = BTreeMap::new();
+        for _ in 0..RECOUNTS {
+            let Some(read) = self.fill(mem::take(&mut wanted).into())? else { return Ok(None) };
+            wanted.extend(read.iter().filter(|set| set.order == Order::Changed).map(|set| set.def.clone()));
+            filled.extend(read.into_iter().map(|set| (set.def.name.clone(), set)));
+            if wanted.is_empty() {
+                break;
+            }
+            thread::sleep(REHASH);
+        }
+        let set = |set: Filled| {
+            let handle = handles.get(&set.def.name).copied().unwrap_or_default();
+            CountingSet { handle, elements: set.elements, whole: set.order == Order::Kept, def: set.def }
+        };
+        Ok(Some(Some(Counts { table, sets: filled.into_values().map(set).collect() })))
+    }
+
     /// Dumps one kind of object of our table; `false` when the dump was torn by somebody's change.
     fn dump<T>(
         &mut self,
@@ -223,6 +264,15 @@ impl Kernel for NfTables {
                 && self.generation()? == before
             {
                 return Ok((before, table));
+            }
+        }
+        Err(KernelError::Broken(format!("the packet filter was changed by somebody else during each of {ATTEMPTS} attempts to read it")))
+    }
+
+    fn counts(&mut self, prefix: &str) -> Result<Option<Counts>, KernelError> {
+        for _ in 0..ATTEMPTS {
+            if let Some(counts) = self.read_counts(prefix)? {
+                return Ok(counts);
             }
         }
         Err(KernelError::Broken(format!("the packet filter was changed by somebody else during each of {ATTEMPTS} attempts to read it")))

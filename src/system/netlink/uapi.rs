@@ -42,6 +42,7 @@ pub const NFTA_GEN_ID: u16 = 1;
 
 pub const NFTA_TABLE_NAME: u16 = 1;
 pub const NFTA_TABLE_FLAGS: u16 = 2;
+pub const NFTA_TABLE_HANDLE: u16 = 4;
 pub const NFTA_TABLE_USERDATA: u16 = 6;
 
 pub const NFTA_CHAIN_TABLE: u16 = 1;
@@ -76,6 +77,7 @@ pub const NFTA_SET_TIMEOUT: u16 = 11;
 pub const NFTA_SET_GC_INTERVAL: u16 = 12;
 pub const NFTA_SET_USERDATA: u16 = 13;
 pub const NFTA_SET_OBJ_TYPE: u16 = 15;
+pub const NFTA_SET_HANDLE: u16 = 16;
 pub const NFTA_SET_EXPR: u16 = 17;
 pub const NFTA_SET_EXPRESSIONS: u16 = 18;
 pub const NFTA_SET_DESC_SIZE: u16 = 1;

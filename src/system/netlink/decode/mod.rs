@@ -10,7 +10,7 @@ mod set;
 pub mod surroundings;
 
 pub use expression::expressions;
-pub use set::{ElementParts, Order, set};
+pub use set::{ElementParts, Order, set, set_with_handle};
 
 use super::message::{Fields, Message, text, udata};
 use super::uapi::*;
@@ -28,6 +28,15 @@ pub fn table(message: &Message<'_>) -> Option<Option<TableDef>> {
         return Some(None);
     }
     Some(Some(TableDef { comment: comment(&fields, NFTA_TABLE_USERDATA), flags: optional(&fields, NFTA_TABLE_FLAGS)?.unwrap_or(0) }))
+}
+
+/// The handle of our table; nothing when it is another table.
+pub fn table_handle(message: &Message<'_>) -> Option<Option<u64>> {
+    let fields = message.fields()?;
+    if !fields.is_text(NFTA_TABLE_NAME, TABLE) {
+        return Some(None);
+    }
+    fields.u64(NFTA_TABLE_HANDLE).map(Some)
 }
 
 /// One chain, with what is strange about it in words; nothing when it is another table's.

@@ -51,6 +51,12 @@ pub fn set(message: &Message<'_>) -> Option<Option<SetDef>> {
     }))
 }
 
+/// One set with its handle; nothing when it is another table's.
+pub fn set_with_handle(message: &Message<'_>) -> Option<Option<(SetDef, u64)>> {
+    let Some(set) = set(message)? else { return Some(None) };
+    Some(Some((set, message.fields()?.u64(NFTA_SET_HANDLE)?)))
+}
+
 fn foreign_flags(flags: u32) -> Vec<String> {
     const KNOWN: u32 = NFT_SET_INTERVAL | NFT_SET_TIMEOUT | NFT_SET_EVAL | NFT_SET_CONCAT | NFT_SET_EXPR;
     const NAMED: [(u32, &str); 4] =
