@@ -89,6 +89,8 @@ pub enum Command {
     Watch(WatchArguments),
     /// Print figures for Prometheus: for a textfile collector.
     Metrics,
+    /// Say who tried what, how often, and which line of a policy would allow it.
+    Report(ReportArguments),
     /// Cut the whole host off now, or let go again.
     Quarantine(QuarantineArguments),
     /// Take the rules away.
@@ -314,6 +316,52 @@ pub struct RefreshArguments {
     /// Answer with a JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// How a report is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// For a terminal.
+    Text,
+    /// For programs.
+    Json,
+    /// For an issue or a mail.
+    Markdown,
+    /// One page for a browser.
+    Html,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 nothing was refused, 1 something was. With --check-journal: 0 whole, 1 tampered with.\n\n  \
+egressguard report\n  \
+egressguard report --since 7d --user backend --format html > report.html\n  \
+egressguard report --check-journal")]
+pub struct ReportArguments {
+    /// From when on: how long ago (`24h`, `7d`), or a time (RFC 3339).
+    #[arg(long, value_name = "WHEN", default_value = "24h")]
+    pub since: String,
+    /// Until when, in the same words [default: now].
+    #[arg(long, value_name = "WHEN")]
+    pub until: Option<String>,
+    /// Only what programs of this user tried: a name or a number.
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Only what was to go there: an address, a network, or a name of the policy.
+    #[arg(long, value_name = "WHERE")]
+    pub to: Option<String>,
+    /// Only what went this way: `out`, `forward` or `in`.
+    #[arg(long, value_name = "WAY")]
+    pub direction: Option<String>,
+    /// How to write it.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: ReportFormat,
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Check that nobody has edited the books of violations.
+    #[arg(long)]
+    pub check_journal: bool,
 }
 
 /// Arguments of `quarantine`.

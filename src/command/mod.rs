@@ -13,6 +13,7 @@ pub mod offline;
 pub mod quarantine;
 pub mod refresh;
 pub mod remove;
+pub mod report;
 pub mod restore;
 pub mod revoke;
 pub mod source;
@@ -267,6 +268,7 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
         Command::Refresh(arguments) => refresh::refresh(arguments, world, output),
         Command::Restore => restore::restore(world, output),
         Command::Status(arguments) => status::status(arguments, world, output),
+        Command::Report(arguments) => report::report(arguments, world, output),
         Command::Quarantine(arguments) => quarantine::quarantine(arguments, world, output),
         Command::Remove(arguments) => remove::remove(arguments, world, output),
         Command::Metrics => metrics::metrics(world, output),

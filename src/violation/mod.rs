@@ -10,6 +10,7 @@ pub mod decode;
 pub mod fold;
 pub mod ledger;
 pub mod record;
+pub mod report;
 
 use std::net::IpAddr;
 

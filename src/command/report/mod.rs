@@ -1,0 +1,208 @@
+//! `report`: who tried what, how often, and the line of a policy that would allow it.
+
+mod html;
+mod json;
+mod markdown;
+mod text;
+
+use std::collections::HashMap;
+
+use crate::base::net::IpNet;
+use crate::base::packet::Direction;
+use crate::base::time::{Period, Timestamp};
+use crate::command::arguments::{ReportArguments, ReportFormat};
+use crate::command::{Exit, Failure, Output, harvest};
+use crate::pins::Pins;
+use crate::state::books;
+use crate::state::{self, Current};
+use crate::violation::book::Findings;
+use crate::violation::report::{Gathering, Place, Question, Report, Violation, suggestion};
+use crate::violation::{Tuple, Who};
+use crate::world::{Files, World};
+
+/// A report with what only the host knows.
+struct Told {
+    report: Report,
+    /// Names of users by number.
+    users: HashMap<u32, String>,
+    /// The host, for whoever reads it elsewhere.
+    policy: Option<String>,
+}
+
+impl Told {
+    /// Who it was, in words.
+    fn who(&self, violation: &Violation) -> String {
+        match violation.tuple.who {
+            Who::User(uid) => self.user(violation, uid).unwrap_or_else(|| format!("uid {uid}")),
+            Who::Source(source) => source.to_string(),
+            Who::Anybody => "outside".to_string(),
+        }
+    }
+
+    fn user(&self, violation: &Violation, uid: u32) -> Option<String> {
+        violation.user.clone().or_else(|| self.users.get(&uid).cloned())
+    }
+
+    /// Where to, in words.
+    fn place(&self, violation: &Violation) -> String {
+        let host = match (&violation.name, violation.tuple.destination) {
+            (Some(name), Some(address)) => format!("{name} ({address})"),
+            (None, Some(address)) => address.to_string(),
+            _ => "this host".to_string(),
+        };
+        match violation.tuple.port {
+            Some(port) => format!("{host} port {port}"),
+            None => host,
+        }
+    }
+
+    /// The program, or the unit it runs in.
+    fn program(&self, violation: &Violation) -> String {
+        match (&violation.process, &violation.service) {
+            (Some(process), Some(service)) => format!("{process} ({service})"),
+            (Some(one), None) | (None, Some(one)) => one.clone(),
+            (None, None) => String::new(),
+        }
+    }
+
+    fn suggestion(&self, violation: &Violation) -> Option<String> {
+        let user = match violation.tuple.who {
+            Who::User(uid) => self.user(violation, uid),
+            _ => None,
+        };
+        suggestion(violation, user.as_deref())
+    }
+
+    /// What a reader has to know besides the numbers.
+    fn remarks(&self) -> Vec<String> {
+        let report = &self.report;
+        let mut remarks = Vec::new();
+        for (direction, packets) in &report.overflow {
+            remarks.push(format!(
+                "{packets} packets ({}) were refused and counted under no destination: the kernel's sets were full",
+                direction.word()
+            ));
+        }
+        if report.other > 0 {
+            remarks.push(format!("{} packets were seen by watch and told as a number only", report.other));
+        }
+        if report.lost > 0 {
+            remarks.push(format!("{} packets came faster than watch could read them; the kernel counted them", report.lost));
+        }
+        for (from, to) in &report.unknown {
+            remarks.push(format!("what was counted between {from} and {to} and before the kernel's counts began anew is not known"));
+        }
+        remarks
+    }
+}
+
+/// Runs `report`.
+pub fn report(arguments: &ReportArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
+    if arguments.check_journal {
+        return check(arguments, world, output);
+    }
+    let question = question(arguments, world)?;
+    let mut gathering = Gathering::new(question);
+    books::each(books::LEDGER, world.files, |line| gathering.ledger(&line))?;
+    books::each(books::WATCH, world.watch, |line| gathering.watch(&line)).or_else(|error| {
+        output.warn(&format!("{error}: programs are not named"));
+        Ok::<(), Failure>(())
+    })?;
+    // Who may ask the kernel sees what it has counted since the last harvest; others see what was harvested.
+    match harvest::pending(world) {
+        Ok(kinds) => kinds.iter().for_each(|kind| gathering.pending(kind)),
+        Err(_) => output.detail("what was counted since the last harvest is not in here: the kernel tells it root only"),
+    }
+    let (policy, pins) = applied(world.files);
+    let names: HashMap<_, _> =
+        pins.names.iter().flat_map(|(name, pins)| pins.leases.keys().map(move |address| (*address, name.to_string()))).collect();
+    let report = gathering.finish(|tuple: &Tuple| names.get(&tuple.destination?).cloned());
+    let uids = report.violations.iter().filter_map(|violation| if let Who::User(uid) = violation.tuple.who { Some(uid) } else { None });
+    let users = uids.filter_map(|uid| Some((uid, world.host.name_of_user(uid)?))).collect();
+    let told = Told { report, users, policy };
+    let format = if arguments.json { ReportFormat::Json } else { arguments.format };
+    match format {
+        ReportFormat::Text => text::write(&told, output)?,
+        ReportFormat::Json => output.json(&json::value(&told))?,
+        ReportFormat::Markdown => output.say(markdown::write(&told).trim_end())?,
+        ReportFormat::Html => output.say(&html::write(&told))?,
+    }
+    if told.report.total == 0 && told.report.harvested.is_none() {
+        output.warn("nothing was ever harvested here: `egressguard apply POLICY`, then the timer's `egressguard refresh`, begin it");
+    }
+    Ok(if told.report.total > 0 || !told.report.violations.is_empty() { Exit::No } else { Exit::Done })
+}
+
+/// The applied policy's name and pins; nothing where they cannot be read.
+fn applied(files: &dyn Files) -> (Option<String>, Pins) {
+    let Ok(Current::Generation(generation)) = state::current(files) else { return (None, Pins::default()) };
+    match state::load(files, generation) {
+        Ok(Some(saved)) => (Some(saved.record.file.clone()), saved.pins),
+        _ => (None, Pins::default()),
+    }
+}
+
+fn question(arguments: &ReportArguments, world: &World) -> Result<Question, Failure> {
+    let now = world.host.now();
+    let time = |text: &str, option: &str| -> Result<Timestamp, Failure> {
+        if let Some(period) = Period::parse(text) {
+            return Ok(Timestamp(now.0.saturating_sub_unsigned(period.seconds())));
+        }
+        Timestamp::parse(text).ok_or_else(|| {
+            Failure::wrong(
+                format!("`{option} {text}` is no time"),
+                "write how long ago, as `24h` or `7d`, or when, as `2026-01-31T12:00:00Z`",
+            )
+        })
+    };
+    let since = time(&arguments.since, "--since")?;
+    let until = arguments.until.as_deref().map_or(Ok(now), |text| time(text, "--until"))?;
+    if until < since {
+        return Err(Failure::wrong(format!("--until ({until}) is before --since ({since})"), "turn them around"));
+    }
+    let uid = arguments.user.as_deref().map(|user| match (user.parse(), world.host.user(user)) {
+        (Ok(uid), _) => Ok(uid),
+        (_, Ok(Some(uid))) => Ok(uid),
+        (_, Ok(None)) => Err(Failure::wrong(format!("no user `{user}` is known here"), "write the number")),
+        (_, Err(error)) => Err(Failure::refused(error, "write the number")),
+    });
+    let to = arguments.to.as_deref().map(|to| match (to.parse::<IpNet>(), to.parse::<std::net::IpAddr>()) {
+        (Ok(net), _) => Place::Net(net),
+        (_, Ok(address)) => Place::Net(address.into()),
+        _ => Place::Name(to.to_ascii_lowercase()),
+    });
+    let direction = arguments.direction.as_deref().map(|word| {
+        Direction::of_word(word).ok_or_else(|| Failure::wrong(format!("`{word}` is no direction"), "write `out`, `forward` or `in`"))
+    });
+    Ok(Question { since, until, uid: uid.transpose()?, to, direction: direction.transpose()? })
+}
+
+/// Checks both books.
+fn check(arguments: &ReportArguments, world: &World, output: &mut Output) -> Result<Exit, Failure> {
+    let books = [(books::LEDGER, world.files.place(), books::check(books::LEDGER, world.files)?), {
+        let found = books::check(books::WATCH, world.watch)?;
+        (books::WATCH, world.watch.place(), found)
+    }];
+    let has_fault = books.iter().any(|(_, _, findings)| findings.has_fault());
+    if arguments.json || arguments.format == ReportFormat::Json {
+        output.json(&json::check(&books))?;
+    } else {
+        for (name, place, findings) in &books {
+            say_check(name, place, findings, output)?;
+        }
+    }
+    Ok(if has_fault { Exit::No } else { Exit::Done })
+}
+
+fn say_check(name: &str, place: &str, findings: &Findings, output: &mut Output) -> Result<(), Failure> {
+    let word = if findings.has_fault() { "tampered with" } else { "whole" };
+    output.say(&format!("{name:<8}{word}: {} records in {place}", findings.records))?;
+    for finding in &findings.findings {
+        let line = if finding.line > 0 { format!(":{}", finding.line) } else { String::new() };
+        output.say(&format!("        {}{line}: {}", finding.file, finding.what))?;
+    }
+    if findings.more > 0 {
+        output.say(&format!("        … and {} more", findings.more))?;
+    }
+    Ok(())
+}
