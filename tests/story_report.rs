@@ -61,18 +61,21 @@ fn what_was_refused_is_reported_with_no_service_running_and_before_any_harvest()
 fn names_of_programs_and_users_are_inert_in_every_format() {
     let Some(world) = World::new() else { return };
     world.egressguard(&["apply", "builtin:openai"]).exits(0);
-    let evil = world.file("x\x1b[31m<script>alert(1)</script>|`*");
-    let place = Path::new(&evil).file_name().unwrap().to_str().unwrap().to_string();
     let directory = Path::new(&world.state()).parent().unwrap().join("programs");
     fs::create_dir_all(&directory).unwrap();
-    let program = directory.join(place.replace('/', "_"));
-    fs::copy("/bin/bash", &program).unwrap();
+    let program = directory.join("x\x1b[31m<script>alert(1)|`*\n");
+    fs::copy("/usr/bin/python3", &program).unwrap();
     let mut watching = world.started_inside(&["env"], &["watch", "--service"]);
     eventually("the watch writes its book", || world.state().join("watch/watch.jsonl").exists());
+    let send = format!(
+        "import socket,time; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ntry: s.sendto(b'x',('{STRANGER_V4}',53))\nexcept OSError: pass\ntime.sleep(9)"
+    );
+    let mut sender = world.inside(&program).args(["-c", &send]).spawn().unwrap();
     eventually("the program is seen", || {
-        let _ = world.inside(&program).args(["-c", &format!("echo > /dev/udp/{STRANGER_V4}/53")]).output();
-        fs::read_to_string(world.state().join("watch/watch.jsonl")).is_ok_and(|book| book.contains("script"))
+        fs::read_to_string(world.state().join("watch/watch.jsonl")).is_ok_and(|book| book.contains("<script>"))
     });
+    let _ = sender.kill();
+    let _ = sender.wait();
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(watching.id() as i32), nix::sys::signal::Signal::SIGTERM);
     let _ = watching.wait();
     let page = world.egressguard(&["report", "--format", "html"]).exits(1).stdout;

@@ -34,7 +34,8 @@ pub fn write(told: &Told, output: &mut Output) -> Result<(), Failure> {
             output.say(&format!("{:>9}  by {}", "", cut(&program, WIDE - 14)))?;
         }
         match told.suggestion(violation) {
-            Some(line) => output.say(&format!("{:>9}  to allow: {}", "", cut(&line, WIDE - 21)))?,
+            // Whole, however long it is: it is there to be copied.
+            Some(line) => output.say(&format!("{:>9}  to allow: {line}", ""))?,
             None => output.say(&format!("{:>9}  no line of a policy allows it", ""))?,
         }
     }
