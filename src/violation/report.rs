@@ -334,7 +334,8 @@ pub fn suggestion(violation: &Violation, user: Option<&str>) -> Option<String> {
             _ => format!("inbound: {{port: {port}, protocol: {transport}}}"),
         });
     }
-    let destination = destination?;
+    // IPv4 inside IPv6 cannot be said in a policy.
+    let destination = destination.filter(|address| address.to_canonical() == *address)?;
     let to = match &violation.name {
         Some(name) => name.clone(),
         None if destination.is_ipv6() => format!("\"{destination}\""),
@@ -514,6 +515,7 @@ mod tests {
             };
             assert!(policy::parse_bytes(text.as_bytes(), "policy.yaml").is_ok(), "{text}");
         }
+        assert_eq!(suggestion(&of(out(7, "::ffff:192.0.2.1", 443), None), None), None);
         let ping = of(Tuple { protocol: Protocol::ICMP, port: None, ..v4 }, None);
         assert_eq!(suggestion(&ping, None), None);
     }
