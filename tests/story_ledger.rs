@@ -1,103 +1,149 @@
-//! Stories of the ledger: what the kernel refuses is counted by the kernel, and written into the book once, whatever happens.
+//! Stories of what was refused: the program itself against a real kernel that counts.
 
 mod support;
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Instant;
 
+use egressguard::base::net::Protocol;
+use egressguard::base::packet::Direction;
 use egressguard::demo::attempt::Way;
-use egressguard::state::books;
+use egressguard::state::books::{self, LEDGER};
 use egressguard::system::files::StateDirectory;
-use support::{API_V4, HOST_V4, STRANGER_V4, STRANGER_V6, Side, World, is_refused, passes};
+use egressguard::violation::record::Kind;
+use egressguard::violation::{Tuple, Who};
+use support::{BEHIND_V4, HOST_V4, HOST_V6, RESOLVER_V4, STRANGER_V4, STRANGER_V6, Side, World, eventually, is_refused, passes};
 
-/// Packets by direction, destination and port that the book tells, and those of a direction without a place.
-fn book(world: &World) -> (BTreeMap<String, u64>, BTreeMap<String, u64>) {
-    let files = StateDirectory::new(world.state());
-    let (mut counted, mut overflow) = (BTreeMap::new(), BTreeMap::new());
-    books::each(books::LEDGER, &files, |line| {
-        let record: serde_json::Value = serde_json::to_value(line.kind()).unwrap();
-        let word = |name: &str| record[name].as_str().unwrap_or_default().to_string();
-        let packets = record["packets"].as_u64().unwrap_or_default();
-        match record["kind"].as_str() {
-            Some("count") => {
-                let place = format!("{} {} {}", word("direction"), word("destination"), record["port"]);
-                *counted.entry(place).or_default() += packets;
-            }
-            Some("overflow") => *overflow.entry(word("direction")).or_default() += packets,
+/// What the book holds: packets by who and where, and those without room.
+#[derive(Default, Debug)]
+struct Booked {
+    each: BTreeMap<Tuple, u64>,
+    overflow: BTreeMap<Direction, u64>,
+}
+
+impl Booked {
+    fn by(world: &World) -> Booked {
+        let mut booked = Booked::default();
+        let files = StateDirectory::new(world.state());
+        books::each(LEDGER, &files, |line| match line.kind() {
+            Some(Kind::Count(count)) => *booked.each.entry(count.tuple.into()).or_default() += count.packets,
+            Some(Kind::Overflow(more)) => *booked.overflow.entry(more.direction).or_default() += more.packets,
             _ => {}
-        }
-    })
-    .unwrap();
-    (counted, overflow)
-}
-
-#[test]
-fn what_is_refused_is_counted_by_the_kernel_and_harvested_once() {
-    let Some(world) = World::new() else { return };
-    world.egressguard(&["apply", "builtin:openai"]).exits(0);
-    for _ in 0..3 {
-        is_refused(world.udp(STRANGER_V4, 53));
+        })
+        .unwrap();
+        assert!(books::check(LEDGER, &files).unwrap().findings.is_empty());
+        booked
     }
-    is_refused(world.udp(STRANGER_V6, 53));
-    assert!(!world.attempt(Side::Net, Way::Udp, HOST_V4, 9999).answered());
-    world.egressguard(&["refresh"]).exits(0);
-    let (counted, overflow) = book(&world);
-    assert_eq!(counted.get(&format!("out {STRANGER_V4} 53")), Some(&3), "{counted:?}");
-    assert_eq!(counted.get(&format!("out {STRANGER_V6} 53")), Some(&1), "{counted:?}");
-    assert!(counted.get("in  9999").is_some_and(|packets| *packets >= 1), "{counted:?}");
-    assert!(overflow.is_empty(), "{overflow:?}");
 
-    // A refresh to which nothing was refused writes nothing.
-    let size = || std::fs::metadata(world.state().join("ledger.jsonl")).unwrap().len();
-    let before = size();
-    world.egressguard(&["refresh"]).exits(0);
-    assert_eq!(size(), before);
+    fn of(&self, direction: Direction, who: Who, destination: Option<&str>, port: u16) -> u64 {
+        let destination = destination.map(|address| address.parse().unwrap());
+        let tuple = Tuple { direction, who, destination, protocol: Protocol::UDP, port: Some(port) };
+        self.each.get(&tuple).copied().unwrap_or_default()
+    }
+}
 
-    // Another policy and a lost baseline count nothing again; more is more.
-    world.egressguard(&["apply", "builtin:anthropic"]);
-    std::fs::remove_file(world.state().join("ledger.json")).unwrap();
-    is_refused(world.udp(STRANGER_V4, 53));
-    world.egressguard(&["refresh"]);
-    assert_eq!(book(&world).0.get(&format!("out {STRANGER_V4} 53")), Some(&4));
+/// Sends so many datagrams; refused ones are errors, and are sent all the same.
+fn send(world: &World, side: Side, count: usize, to: &str, port: u16) {
+    let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), port);
+    world.within(side, || {
+        let from = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(from).unwrap();
+        // A refusal is reported to the next send of a socket, which then sends nothing.
+        (0..count).for_each(|_| {
+            if socket.send_to(b"x", to).is_err() {
+                let _ = socket.take_error();
+            }
+        });
+    });
+}
 
-    // What was counted last is not lost with the rules.
-    is_refused(world.udp(STRANGER_V4, 53));
-    world.egressguard(&["remove", "--yes"]).exits(0);
-    assert_eq!(book(&world).0.get(&format!("out {STRANGER_V4} 53")), Some(&5));
-    world.egressguard(&["apply", "builtin:openai"]).exits(0);
-    is_refused(world.udp(STRANGER_V4, 53));
-    world.egressguard(&["refresh"]).exits(0);
-    assert_eq!(book(&world).0.get(&format!("out {STRANGER_V4} 53")), Some(&6), "the new table counts from nothing");
+/// The kernel's own total of a direction.
+fn total(world: &World, direction: &str) -> u64 {
+    let listed = world.set(&format!("ledger_all_{direction}"));
+    listed.split_once("counter packets ").map_or(0, |(_, rest)| rest.split(' ').next().unwrap().parse().unwrap())
 }
 
 #[test]
-fn a_disk_that_takes_nothing_stops_no_refresh_and_loses_no_count() {
-    let Some(world) = World::new() else { return };
-    world.egressguard(&["apply", "builtin:openai"]).exits(0);
-    is_refused(world.udp(STRANGER_V4, 53));
-    let mount = format!("mount --bind {0} {0} && mount -o remount,bind,ro {0} && exec \"$0\" \"$@\"", world.state().display());
-    world.egressguard_through(&["unshare", "-m", "--", "sh", "-c", &mount], &["apply", "builtin:openai"]).says(&["state"]);
-    passes(world.tls(API_V4));
-    is_refused(world.udp(STRANGER_V4, 53));
+fn what_was_refused_is_booked_once_over_refreshes_applies_and_a_removal() {
+    let Some(mut world) = World::new() else { return };
+    world.put_a_machine_behind();
+    let policy = world.policy(&format!("version: 1\ninbound: {{port: 443}}\ndns: {{servers: [{RESOLVER_V4}]}}\n"));
+    world.egressguard(&["apply", &policy]).exits(0);
+    let (root, behind) = (Who::User(0), Who::Source(BEHIND_V4.parse().unwrap()));
+    let rounds: [&[&str]; 5] = [&["refresh"], &["refresh"], &["apply", "builtin:lockdown"], &["apply", &policy], &["remove", "--yes"]];
+    for (round, words) in rounds.iter().enumerate() {
+        send(&world, Side::Host, 3, STRANGER_V4, 4444);
+        send(&world, Side::Host, 2, STRANGER_V6, 4444);
+        send(&world, Side::Behind, 4, STRANGER_V4, 5555);
+        send(&world, Side::Net, 5, HOST_V4, 6666);
+        send(&world, Side::Net, 1, HOST_V6, 6666);
+        // What comes from another machine may wait for its neighbour's address.
+        let all = round + 1;
+        eventually("every packet has come", || {
+            world.set("ledger_in").contains(&format!("udp . 6666 counter packets {} ", 6 * all))
+                && world.set("ledger_forward_v4").contains(&format!("udp . 5555 counter packets {} ", 4 * all))
+        });
+        let counted: u64 = ["out", "in", "forward"].iter().map(|direction| total(&world, direction)).sum();
+        world.egressguard(words).exits(0);
+        let (booked, rounds) = (Booked::by(&world), round as u64 + 1);
+        assert_eq!(booked.of(Direction::Out, root, Some(STRANGER_V4), 4444), 3 * rounds, "{words:?}: {booked:?}");
+        assert_eq!(booked.of(Direction::Out, root, Some(STRANGER_V6), 4444), 2 * rounds, "{words:?}: {booked:?}");
+        assert_eq!(booked.of(Direction::Forward, behind, Some(STRANGER_V4), 5555), 4 * rounds, "{words:?}: {booked:?}");
+        assert_eq!(booked.of(Direction::In, Who::Anybody, None, 6666), 6 * rounds, "{words:?}: {booked:?}");
+        assert!(booked.overflow.is_empty(), "{booked:?}");
+        // Beside these there may be what kernels send by themselves, which the totals know.
+        assert!(booked.each.values().sum::<u64>() >= counted, "{words:?}: {counted} {booked:?}");
+    }
+    world.egressguard(&["apply", &policy]).exits(0);
+    send(&world, Side::Host, 1, STRANGER_V4, 4444);
     world.egressguard(&["refresh"]).exits(0);
-    assert_eq!(book(&world).0.get(&format!("out {STRANGER_V4} 53")), Some(&2));
+    assert_eq!(Booked::by(&world).of(Direction::Out, root, Some(STRANGER_V4), 4444), 3 * 5 + 1, "a table of the same name begins anew");
 }
 
 #[test]
-fn rules_of_another_version_are_put_right_by_the_next_refresh() {
+fn rules_that_somebody_changed_are_repaired_and_their_counts_are_kept() {
     let Some(world) = World::new() else { return };
     world.egressguard(&["apply", "builtin:openai"]).exits(0);
-    is_refused(world.udp(STRANGER_V4, 53));
-    // As if another version had loaded the rules, and counted in fewer sets.
-    let rules = world.rules().unwrap();
-    let note = world.state().join("refresh.json");
-    let text = std::fs::read_to_string(&note).unwrap();
-    let mut last: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let handle = world.nft(&["-a", "list", "chain", "inet", "egressguard", "refuse_user"]).stdout;
-    let rule = handle.lines().find(|line| line.contains("@ledger_all_out")).and_then(|line| line.rsplit(' ').next()).unwrap();
-    world.nft(&["delete", "rule", "inet", "egressguard", "refuse_user", "handle", rule]).exits(0);
-    last["shape"] = "of another version".into();
-    last["kernel_generation"] = world.generation().into();
-    std::fs::write(&note, last.to_string()).unwrap();
-    world.egressguard(&["refresh", "--repair"]).exits(0);
-    assert_eq!(world.rules().unwrap(), rules);
+    send(&world, Side::Host, 3, STRANGER_V4, 4444);
+    // An object of another kind makes the table be made anew.
+    world.nft_load("add counter inet egressguard theirs\n");
+    world.egressguard(&["refresh", "--repair"]);
+    send(&world, Side::Host, 2, STRANGER_V4, 4444);
+    world.egressguard(&["refresh"]).exits(0);
+    assert_eq!(Booked::by(&world).of(Direction::Out, Who::User(0), Some(STRANGER_V4), 4444), 5);
+}
+
+/// 100 000 datagrams to as many destinations: the set of destinations holds 65 535.
+#[test]
+fn a_flood_is_counted_to_the_packet_and_what_has_no_room_is_overflow() {
+    const FLOOD: u32 = 100_000;
+    let Some(world) = World::new() else { return };
+    world.egressguard(&["apply", "builtin:openai"]).exits(0);
+    world.within(Side::Host, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for number in 0..FLOOD {
+            let to = Ipv4Addr::from(0x0b00_0000 + number);
+            if socket.send_to(b"x", (to, 9)).is_err() {
+                let _ = socket.take_error();
+            }
+        }
+    });
+    let sent = total(&world, "out");
+    assert!(sent > 70_000, "{sent}");
+    let start = Instant::now();
+    world.egressguard(&["refresh"]).exits(0);
+    println!("a refresh with 65 535 new counts: {:?}", start.elapsed());
+    let start = Instant::now();
+    world.egressguard(&["refresh"]).exits(0);
+    println!("a refresh with nothing new: {:?}", start.elapsed());
+    let booked = Booked::by(&world);
+    let flood = booked.each.iter().filter(|(tuple, _)| tuple.port == Some(9));
+    let (destinations, packets) = flood.fold((0u64, 0), |(some, sum), (_, packets)| (some + 1, sum + packets));
+    let overflow = booked.overflow.get(&Direction::Out).copied().unwrap_or_default();
+    assert_eq!(booked.each.values().sum::<u64>() + overflow, total(&world, "out"), "{destinations} destinations, {overflow} without");
+    assert!(destinations > 65_000 && packets == destinations, "{destinations} {packets}");
+    assert!(u64::from(FLOOD) >= packets && overflow > 0 && packets + overflow >= sent, "{overflow}");
+    passes(world.tls(support::API_V4));
+    is_refused(world.attempt(Side::Host, Way::Tcp, STRANGER_V4, 4444));
 }

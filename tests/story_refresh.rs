@@ -395,3 +395,23 @@ fn a_confirmed_pin_is_renewed_in_the_kernel_with_what_it_has_counted() {
     let pins = world.set("tcp_443_v4");
     assert!(!pins.contains("counter packets 0 "), "{pins}");
 }
+
+#[test]
+fn rules_of_another_version_are_put_right_by_the_next_refresh() {
+    let Some(world) = World::new() else { return };
+    world.egressguard(&["apply", "builtin:openai"]).exits(0);
+    is_refused(world.udp(STRANGER_V4, 53));
+    // As if another version had loaded the rules, and counted in fewer sets.
+    let rules = world.rules().unwrap();
+    let note = world.state().join("refresh.json");
+    let text = std::fs::read_to_string(&note).unwrap();
+    let mut last: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let handle = world.nft(&["-a", "list", "chain", "inet", "egressguard", "refuse_user"]).stdout;
+    let rule = handle.lines().find(|line| line.contains("@ledger_all_out")).and_then(|line| line.rsplit(' ').next()).unwrap();
+    world.nft(&["delete", "rule", "inet", "egressguard", "refuse_user", "handle", rule]).exits(0);
+    last["shape"] = "of another version".into();
+    last["kernel_generation"] = world.generation().into();
+    std::fs::write(&note, last.to_string()).unwrap();
+    world.egressguard(&["refresh", "--repair"]).exits(0);
+    assert_eq!(world.rules().unwrap(), rules);
+}

@@ -46,6 +46,8 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     if !arguments.dry_run {
         // ORDER: after DNS was waited for. Who has nothing to ask, as whoever locks down in a hurry, is not kept waiting by who has.
         world.files.lock("apply")?;
+        // What is loaded may drop the counts.
+        harvest::harvest(world, output);
     }
     // The host may have changed meanwhile.
     let facts = whole_facts(&source.policy, world)?;
@@ -75,18 +77,13 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
         Backend::Nftables if arguments.dry_run => return dry_run(arguments, &source, &facts, &confirmation.pins, world, output),
         Backend::Nftables => {
             let told = earlier.and_then(|earlier| earlier.told);
-            if told.is_none() {
-                // The sets that count may not be those that this program makes.
-                harvest::harvest_or_say(world, output);
-            }
             load(arguments, &source, &facts, told.as_ref(), confirmation, world, output)
         }
     };
     if backend != before && !arguments.dry_run && state::backend(world.files) == backend {
         // ORDER: the rules of the other packet filter go when the new ones are held: for a moment a packet has to pass both. They go
         // also when something else could not be done after that.
-        harvest::harvest_or_say(world, output);
-        remove::take_away(before, world)?;
+        remove::take_away(before, world, output)?;
     }
     applied
 }

@@ -1,74 +1,83 @@
-//! Harvest: what the kernel has counted goes into the book `ledger`, each packet once. See [`crate::violation::ledger`].
+//! What the kernel counted since it was read last, into the book `ledger`: by every refresh, and before anything that drops the counts.
+//!
+//! What goes wrong here keeps no rule from being loaded. It is said, and nothing is lost by it: what was not written is found by the next
+//! harvest, as long as the counts are there.
 
+use crate::base::time::Timestamp;
 use crate::command::{Failure, Output};
 use crate::ruleset::compile::refuse::{LEDGER, LEDGER_ALL};
+use crate::ruleset::program::Counts;
 use crate::state::books::{self, Care, Writer};
-use crate::violation::ledger::{Baseline, Harvest, Moment};
+use crate::violation::ledger::{Baseline, Moment};
 use crate::violation::record::Kind;
-use crate::world::{Host, KernelError, World};
+use crate::world::{FileError, Files, Host, KernelError, World};
 
-/// The file of what the kernel had counted when it was read last.
+/// The baseline of the next harvest.
 const BASELINE: &str = "ledger.json";
+/// When the kernel was read last. A file of its own: the baseline is large, and stays as it is where nothing was counted.
+const READ_AT: &str = "ledger.at";
 
-/// Writes what the kernel has counted since the last harvest into the book; how many records. Under the lock. Nothing is written, and
-/// little is read, while nothing was counted.
-pub fn harvest(world: &mut World) -> Result<usize, Failure> {
-    let Some((before, Harvest { kinds, baseline })) = look(world)? else { return Ok(0) };
-    let at = world.host.now();
+/// Writes down what was counted. The lock is held.
+pub fn harvest(world: &mut World, output: &mut Output) {
+    if let Err(why) = write(world) {
+        output.warn(&format!("{}: what was refused since the last harvest is not written down yet", why.message));
+    }
+}
+
+/// What was counted and stands in no book yet, without writing anything.
+pub fn unwritten(world: &mut World) -> Result<Vec<Kind>, Failure> {
+    let Some(counts) = counts(LEDGER, world)? else { return Ok(Vec::new()) };
+    let seq = Writer::new(books::LEDGER).head(world.files)?.seq;
+    let baseline = baseline(seq, world.files)?;
+    Ok(baseline.harvest(&counts, &world.host.namespace(), moment(world.host)).kinds)
+}
+
+fn write(world: &mut World) -> Result<(), Failure> {
+    // Nothing counts where there is no table, and most often nothing was counted since: three elements say so.
+    let Some(totals) = counts(LEDGER_ALL, world)? else { return Ok(()) };
     let mut writer = Writer::new(books::LEDGER);
-    // ORDER: the records, then the baseline, which says up to which of them it knows. Killed in between, the next harvest adds to the
-    // old baseline what the book says beyond it, and finds the rest.
-    let head = match kinds.is_empty() {
-        true => writer.head(world.files)?,
-        false => writer.append(world.files, at, &kinds, Care::OnTheDisk)?,
-    };
-    if !kinds.is_empty() || before.seq() != head.seq {
-        world.files.note(BASELINE, &baseline.knowing(head.seq).print())?;
+    let seq = writer.head(world.files)?.seq;
+    let before = baseline(seq, world.files)?;
+    let (place, now) = (world.host.namespace(), moment(world.host));
+    if before.seq() != seq || !before.is_up_to_date(&totals, &place, now) {
+        let Some(counts) = counts(LEDGER, world)? else { return Ok(()) };
+        let harvest = before.harvest(&counts, &place, now);
+        let head = match harvest.kinds.is_empty() {
+            true => writer.head(world.files)?,
+            false => writer.append(world.files, now.wall, &harvest.kinds, Care::OnTheDisk)?,
+        };
+        // ORDER: after the book, which tells what a baseline does not know. It counts in this boot only, so the disk is not waited for.
+        world.files.note(BASELINE, &harvest.baseline.knowing(head.seq).print())?;
     }
-    Ok(kinds.len())
+    Ok(world.files.note(READ_AT, format!("{}\n", now.wall).as_bytes())?)
 }
 
-/// The same where something else is to go on: what went wrong is said, and lost is nothing, for the next harvest finds it all.
-pub fn harvest_or_say(world: &mut World, output: &mut Output) {
-    if let Err(failure) = harvest(world) {
-        output.warn(&format!("the kernel's counts were not written down, and are still in the kernel: {}", failure.message));
+/// The sets that count; nothing where there is no table, and no nf_tables to have one.
+fn counts(prefix: &str, world: &mut World) -> Result<Option<Counts>, Failure> {
+    match world.kernel.counts(prefix) {
+        Err(KernelError::NoNfTables(_)) => Ok(None),
+        counts => Ok(counts?),
     }
 }
 
-/// What the kernel has counted that is not in the book yet. Writes nothing.
-pub fn pending(world: &mut World) -> Result<Vec<Kind>, Failure> {
-    Ok(look(world)?.map(|(_, harvest)| harvest.kinds).unwrap_or_default())
-}
-
-/// What a harvest would find; `None` when nothing was counted, or where nothing counts.
-fn look(world: &mut World) -> Result<Option<(Baseline, Harvest)>, Failure> {
-    let totals = match world.kernel.counts(LEDGER_ALL) {
-        Ok(Some(totals)) => totals,
-        // Nothing is loaded, or iptables holds the rules, whose counts are not harvested.
-        Ok(None) | Err(KernelError::NoNfTables(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let place = world.host.namespace();
-    let before = baseline(world)?;
-    if before.is_up_to_date(&totals, &place, moment(world.host)) {
-        return Ok(None);
+/// The baseline, with what the book holds beyond it up to its record `seq`.
+fn baseline(seq: u64, files: &dyn Files) -> Result<Baseline, FileError> {
+    let written = files.read(BASELINE)?.and_then(|content| Baseline::parse(&content));
+    let mut baseline = written.unwrap_or_else(Baseline::of_a_book);
+    let is_behind = baseline.seq() < seq;
+    if is_behind {
+        books::each(books::LEDGER, files, |line| baseline.replay(&line))?;
     }
-    let Some(counts) = world.kernel.counts(LEDGER)? else { return Ok(None) };
-    let harvest = before.harvest(&counts, &place, moment(world.host));
-    Ok(Some((before, harvest)))
+    let read_at = files.read(READ_AT)?.and_then(|content| Timestamp::parse(String::from_utf8_lossy(&content).trim()));
+    Ok(match read_at {
+        // A harvest that died after its records is the later reading.
+        Some(at) if !is_behind => baseline.read_at(at),
+        _ => baseline,
+    })
 }
 
-/// What is known of the last harvest, the records included that it has written and not noted any more.
-fn baseline(world: &World) -> Result<Baseline, Failure> {
-    let noted = world.files.read(BASELINE)?.and_then(|content| Baseline::parse(&content));
-    let mut baseline = noted.unwrap_or_else(Baseline::of_a_book);
-    let head = Writer::new(books::LEDGER).head(world.files)?;
-    if head.seq > baseline.seq() {
-        books::each(books::LEDGER, world.files, |line| baseline.replay(&line))?;
-    }
-    Ok(baseline)
-}
-
+/// This moment by the clocks that counts go by.
 fn moment(host: &dyn Host) -> Moment {
-    Moment { wall: host.now(), awake: host.clock().boottime.saturating_sub(host.slept()) }
+    let clock = host.clock();
+    Moment { wall: clock.wall, awake: clock.boottime.saturating_sub(host.slept()) }
 }

@@ -98,7 +98,7 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
         return handover::refresh::refresh(arguments, asked, world, output);
     }
     // ORDER: before rules are loaded that may count in other sets.
-    harvest::harvest_or_say(world, output);
+    harvest::harvest(world, output);
     let mut job = find(asked, world, output)?;
     let Asked { policy, answers } = &job.asked;
     let facts = &facts(&job.saved, policy, world, output);
@@ -161,6 +161,9 @@ fn put_back(world: &mut World, output: &mut Output) -> Result<Plan, Failure> {
         // What `restore` does needs no lock, and nothing written.
         Err(_) if there.is_none() => return restore::restore(world, output).map(|_| Plan::default()),
         locked => locked?,
+    }
+    if there.is_some() {
+        harvest::harvest(world, output);
     }
     let held = there.as_ref().and_then(|dump| lift(dump, world.host.now()).identity).map(|identity| identity.generation);
     let saved = match state::load(world.files, generation) {

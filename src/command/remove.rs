@@ -36,11 +36,10 @@ pub fn remove(arguments: &RemoveArguments, world: &mut World, output: &mut Outpu
         }),
         ..Failure::from(error)
     })?;
-    harvest::harvest_or_say(world, output);
-    let was = take_away(backend, world)?;
+    let was = take_away(backend, world, output)?;
     if state::was_held_by(world.files, backend.other()) {
         // An apply that moved the rules and was killed has left some here.
-        take_away(backend.other(), world)?;
+        take_away(backend.other(), world, output)?;
     }
     let words = match (was, backend) {
         (false, _) => "no rules are loaded; none will be at the next boot",
@@ -63,8 +62,8 @@ fn is_there(backend: Backend, world: &mut World) -> Result<bool, Failure> {
     Ok(there.is_some())
 }
 
-/// Takes our rules away from this packet filter; whether there were any.
-pub fn take_away(backend: Backend, world: &mut World) -> Result<bool, Failure> {
+/// Takes our rules away from this packet filter, once what they have counted is written down; whether there were any.
+pub fn take_away(backend: Backend, world: &mut World, output: &mut Output) -> Result<bool, Failure> {
     if backend == Backend::Iptables {
         return handover::apply::take_away(world.programs);
     }
@@ -78,6 +77,8 @@ pub fn take_away(backend: Backend, world: &mut World) -> Result<bool, Failure> {
         if there.table.comment != TABLE_COMMENT {
             return Err(NotOurs.into());
         }
+        // ORDER: its counts go with it.
+        harvest::harvest(world, output);
         match world.kernel.commit(generation, &[Op::DeleteTable]) {
             Ok(_) => return Ok(true),
             Err(KernelError::Interfered) => {}
@@ -90,7 +91,7 @@ pub fn take_away(backend: Backend, world: &mut World) -> Result<bool, Failure> {
 /// Takes away what an apply has left in the other packet filter that was killed while it moved the rules. What cannot be taken away is said.
 pub fn clear_other(backend: Backend, world: &mut World, output: &mut Output) {
     if state::was_held_by(world.files, backend.other())
-        && let Err(failure) = take_away(backend.other(), world)
+        && let Err(failure) = take_away(backend.other(), world, output)
     {
         output.warn(&format!("{}: rules of an earlier apply may be in the other packet filter still", failure.message));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::command::{Exit, Failure, Output, apply, enforce, handover, revoke, source};
+use crate::command::{Exit, Failure, Output, apply, enforce, handover, harvest, revoke, source};
 use crate::pins::Pins;
 use crate::policy::Policy;
 use crate::ruleset::compile::{Facts, compile};
@@ -23,7 +23,8 @@ struct Restored {
 /// Runs `restore`.
 pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     // A state directory that cannot be written can still be restored from, and a boot must not wait for a lock that nobody gives back.
-    if let Err(error) = world.files.lock("restore") {
+    let locked = world.files.lock("restore");
+    if let Err(error) = &locked {
         output.warn(&format!("{error}: going on without the lock"));
     }
     let restored = match state::current(world.files) {
@@ -45,6 +46,10 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
     let (changed, kernel_generation) = match backend(world) {
         Backend::Iptables => (handover::apply::restore(policy, facts, &mut meant, world, output)?, GenerationId(0)),
         Backend::Nftables => {
+            // At a boot there is nothing to count. Over rules that are loaded there may be; without the lock somebody else may be writing.
+            if locked.is_ok() {
+                harvest::harvest(world, output);
+            }
             let committed = enforce::commit(world.kernel, &mut meant, None, world.host, &mut enforce::all)?;
             (!committed.plan.is_nothing(), committed.kernel)
         }

@@ -1,7 +1,9 @@
 //! A state directory in memory, for tests: it fills up, and dies in the middle of a write.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
+use std::rc::Rc;
 
 use crate::world::{FileError, Files, Tail};
 
@@ -11,6 +13,7 @@ pub struct MemoryFiles {
     files: BTreeMap<String, Vec<u8>>,
     prepared: BTreeMap<String, Vec<u8>>,
     fate: Fate,
+    dead: Rc<Cell<bool>>,
 }
 
 /// What becomes of the next writes.
@@ -23,8 +26,6 @@ enum Fate {
     Full,
     /// So many are done; of the next one so many octets, if it adds to a file. Then nothing is done any more.
     Dies(usize, usize),
-    /// Nothing is done any more.
-    Dead,
 }
 
 impl MemoryFiles {
@@ -46,12 +47,13 @@ impl MemoryFiles {
     /// Lets everything be fine again. What was prepared and not published is gone.
     pub fn live(&mut self) {
         self.fate = Fate::Fine;
+        self.dead.set(false);
         self.prepared.clear();
     }
 
-    /// Whether whoever wrote has died.
-    pub fn is_dead(&self) -> bool {
-        self.fate == Fate::Dead
+    /// Whether whoever wrote has died, now and later: a dead process talks to no kernel either.
+    pub fn death(&self) -> Rc<Cell<bool>> {
+        self.dead.clone()
     }
 
     /// Changes a file behind everybody's back.
@@ -63,17 +65,17 @@ impl MemoryFiles {
     fn step(&mut self) -> Result<(), (FileError, usize)> {
         let dead = || FileError::Other("killed".to_string());
         match self.fate {
+            _ if self.dead.get() => Err((dead(), 0)),
             Fate::Fine => Ok(()),
             Fate::Full => Err((FileError::Full("cannot write: no space left on device (ENOSPC)".to_string()), 0)),
             Fate::Dies(0, octets) => {
-                self.fate = Fate::Dead;
+                self.dead.set(true);
                 Err((dead(), octets))
             }
             Fate::Dies(writes, octets) => {
                 self.fate = Fate::Dies(writes - 1, octets);
                 Ok(())
             }
-            Fate::Dead => Err((dead(), 0)),
         }
     }
 

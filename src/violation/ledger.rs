@@ -14,8 +14,9 @@
 //! # What is not known
 //!
 //! An element that no packet has renewed for 24 hours is forgotten by the kernel, and its next packet counts from 1. That is told by a
-//! count that is lower, or that is the same while its last packet is another one. Where more was counted since than before, in 24 hours
-//! without any harvest, only the difference is found here; the rest is in the total of its direction and becomes part of `overflow`.
+//! count that is lower, or that is the same while its last packet is another one. Where it has counted more since than before, within the
+//! time between two harvests, only the difference is found under its destination. The rest becomes part of `overflow`, for the total of a
+//! direction is not forgotten.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,9 +25,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::net::Protocol;
 use crate::base::packet::Direction;
-use crate::base::time::{Period, Timestamp};
+use crate::base::time::Timestamp;
 use crate::ruleset::compile::refuse::{LEDGER_LIVES, Ledger};
-use crate::ruleset::program::{Counts, Element, KeyType};
+use crate::ruleset::program::{CountingSet, Counts, Element, KeyType};
 use crate::violation::record::{Began, Count, Kind, Line, Overflow};
 use crate::violation::{Tuple, Who};
 
@@ -167,10 +168,11 @@ impl Baseline {
         }
     }
 
-    /// Whether the totals alone show that nothing was counted since. `totals` are the sets [`crate::ruleset::compile::refuse::LEDGER_ALL`].
+    /// Whether the totals alone show that nothing was counted since. `totals` are the sets whose names begin with
+    /// [`LEDGER_ALL`](crate::ruleset::compile::refuse::LEDGER_ALL).
     pub fn is_up_to_date(&self, totals: &Counts, place: &str, now: Moment) -> bool {
         let directions = totals.sets.iter().filter(|set| matches!(Ledger::of_set(&set.def.name), Some(Ledger::All(_)))).count();
-        let same = |set: &crate::ruleset::program::CountingSet| {
+        let same = |set: &CountingSet| {
             let Some(Ledger::All(direction)) = Ledger::of_set(&set.def.name) else { return true };
             let before = self.totals.get(&direction).copied();
             self.sets.get(&set.def.name) == Some(&set.handle)
@@ -273,8 +275,9 @@ fn more(before: Option<Before>, element: &Element, now: Moment) -> Option<More> 
     };
     let lower = seen.packets < before.packets || seen.bytes < before.bytes;
     // It can have been forgotten meanwhile, and its last packet is another one.
+    let lives = element.timeout_ms.map_or(LEDGER_LIVES.seconds(), |lives| lives / 1000);
     let reborn = seen.packets == before.packets
-        && before.last.is_some_and(|last| now.awake + SLACK >= last + LEDGER_LIVES.seconds())
+        && before.last.is_some_and(|last| now.awake + SLACK >= last.saturating_add(lives))
         && seen.last.zip(before.last).is_some_and(|(seen, before)| seen > before + SLACK);
     if lower || reborn {
         return (seen.packets > 0).then_some(More { packets: seen.packets, bytes: seen.bytes, anew: true });
@@ -390,150 +393,318 @@ impl Baseline {
     }
 }
 
-/// How long the kernel keeps what no packet renews: after as long without a harvest, counts may have begun anew unseen.
-pub const FORGETS_AFTER: Period = LEDGER_LIVES;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ruleset::program::{CountingSet, Elements, SetDef};
+    use crate::ruleset::program::{Elements, SetDef};
     use crate::violation::book;
 
-    const HERE: &str = "boot:1";
+    const HOUR: u64 = 3600;
+    const LIVES: u64 = 24 * HOUR;
 
-    fn moment(second: u64) -> Moment {
-        Moment { wall: Timestamp(1_000_000 + second as i64), awake: second }
+    /// The sets of one direction, as the kernel keeps them, and what was really sent.
+    struct Kernel {
+        table: u64,
+        size: usize,
+        whole: bool,
+        awake: u64,
+        all: Option<(u64, u64)>,
+        /// Packets and when the last came, by destination.
+        each: BTreeMap<u8, (u64, u64)>,
+        sent: u64,
     }
 
-    /// What the kernel holds: refused packets of uid 7 to 192.0.2.1 by port, and all that were refused; the last of each came just now.
-    fn counts(table: u64, all: u64, ports: &[(u16, u64)]) -> Counts {
-        let element = |packets: u64| Element {
-            timeout_ms: Some(86_400_000),
-            expires_ms: Some(86_400_000),
-            counted: Some((packets, packets * 60)),
-            ..Element::default()
-        };
-        let set = |name: &str, key: Vec<KeyType>, elements: Elements| CountingSet {
-            def: SetDef::plain(name.to_string(), key),
-            handle: 9,
-            elements,
-            whole: true,
-        };
-        let key = |port: u16| [&7u32.to_ne_bytes()[..], &[192, 0, 2, 1], &[6, 0, 0, 0], &port.to_be_bytes(), &[0, 0]].concat();
-        let each = ports.iter().map(|(port, packets)| (key(*port), element(*packets))).collect();
-        let total = |packets: u64| match packets {
-            0 => Elements::new(),
-            packets => Elements::from([(vec![0; 4], element(packets))]),
-        };
-        let types = vec![KeyType::Uid, KeyType::Ipv4Addr, KeyType::InetProto, KeyType::InetService];
-        Counts {
-            table,
-            sets: vec![
-                set("ledger_all_forward", vec![KeyType::Mark], total(0)),
-                set("ledger_all_in", vec![KeyType::Mark], total(0)),
-                set("ledger_all_out", vec![KeyType::Mark], total(all)),
-                set("ledger_user_v4", types, each),
-            ],
+    impl Kernel {
+        fn new() -> Kernel {
+            Kernel { table: 1, size: 100, whole: true, awake: 1000, all: None, each: BTreeMap::new(), sent: 0 }
         }
-    }
 
-    /// Packets by port that these records tell, and those without a place.
-    fn told(kinds: &[Kind]) -> (Vec<(u16, u64)>, u64) {
-        let mut ports = Vec::new();
-        let mut overflow = 0;
-        for kind in kinds {
-            match kind {
-                Kind::Count(count) => ports.push((Tuple::from(count.tuple).port.unwrap_or(0), count.packets)),
-                Kind::Overflow(more) => overflow += more.packets,
-                _ => {}
+        fn send(&mut self, to: u8, packets: u64) {
+            self.forget();
+            self.sent += packets;
+            let all = self.all.map_or(0, |all| all.0);
+            self.all = Some((all + packets, self.awake));
+            if self.each.contains_key(&to) || self.each.len() < self.size {
+                let known = self.each.entry(to).or_default();
+                *known = (known.0 + packets, self.awake);
             }
         }
-        ports.sort_unstable();
-        (ports, overflow)
-    }
 
-    /// The baseline after a harvest, as the next run reads it.
-    fn kept(harvest: Harvest) -> Baseline {
-        Baseline::parse(&harvest.baseline.print()).expect("what was written can be read")
-    }
-
-    #[test]
-    fn each_packet_is_told_once() {
-        let first = Baseline::of_a_book().harvest(&counts(1, 5, &[(25, 3), (80, 2)]), HERE, moment(10));
-        assert!(matches!(first.kinds.first(), Some(Kind::Began(_))));
-        assert_eq!(told(&first.kinds), (vec![(25, 3), (80, 2)], 0));
-        let baseline = kept(first);
-        assert!(baseline.is_up_to_date(&counts(1, 5, &[]), HERE, moment(20)));
-        assert!(!baseline.is_up_to_date(&counts(1, 6, &[]), HERE, moment(20)));
-        let second = baseline.harvest(&counts(1, 9, &[(25, 7), (80, 2)]), HERE, moment(20));
-        assert_eq!(told(&second.kinds), (vec![(25, 4)], 0));
-        assert_eq!(told(&kept(second).harvest(&counts(1, 9, &[(25, 7), (80, 2)]), HERE, moment(30)).kinds), (vec![], 0));
-    }
-
-    #[test]
-    fn what_a_full_set_left_out_is_told_as_overflow_and_once() {
-        let first = Baseline::of_a_book().harvest(&counts(1, 10, &[(25, 3)]), HERE, moment(10));
-        assert_eq!(told(&first.kinds), (vec![(25, 3)], 7));
-        let second = kept(first).harvest(&counts(1, 12, &[(25, 4)]), HERE, moment(20));
-        assert_eq!(told(&second.kinds), (vec![(25, 1)], 1));
-    }
-
-    #[test]
-    fn records_of_a_harvest_that_died_before_its_baseline_are_not_told_again() {
-        let first = Baseline::of_a_book().harvest(&counts(1, 3, &[(25, 3)]), HERE, moment(10));
-        let (written, head) = book::append(&book::Head::default(), moment(10).wall, &first.kinds);
-        let baseline = kept(first).knowing(head.seq);
-        // The second harvest writes its records and dies.
-        let second = baseline.harvest(&counts(1, 8, &[(25, 6), (80, 2)]), HERE, moment(20));
-        let (more, _) = book::append(&head, moment(20).wall, &second.kinds);
-        let book = [written, more].concat();
-        let replayed = |mut baseline: Baseline| {
-            book::Lines::new(book.as_slice()).records(|line| baseline.replay(&line)).expect("a slice can be read");
-            baseline
-        };
-        let third = replayed(baseline).harvest(&counts(1, 9, &[(25, 7), (80, 2)]), HERE, moment(30));
-        assert_eq!(told(&third.kinds), (vec![(25, 1)], 0));
-        // Neither is what a baseline knew that was lost.
-        let third = replayed(Baseline::of_a_book()).harvest(&counts(1, 9, &[(25, 7), (80, 2)]), HERE, moment(30));
-        assert_eq!(told(&third.kinds), (vec![(25, 1)], 0));
-    }
-
-    #[test]
-    fn another_boot_table_or_set_counts_from_nothing() {
-        let first = kept(Baseline::of_a_book().harvest(&counts(1, 5, &[(25, 5)]), HERE, moment(10)));
-        for (place, table) in [("boot:2", 1), (HERE, 2)] {
-            let next = first.harvest(&counts(table, 6, &[(25, 6)]), place, moment(20));
-            assert!(matches!(next.kinds.first(), Some(Kind::Began(_))), "{place} {table}");
-            assert_eq!(told(&next.kinds), (vec![(25, 6)], 0), "{place} {table}");
+        fn forget(&mut self) {
+            self.each.retain(|_, (_, last)| self.awake < *last + LIVES);
         }
-        let mut other_sets = counts(1, 6, &[(25, 6)]);
-        other_sets.sets.iter_mut().for_each(|set| set.handle = 10);
-        assert_eq!(told(&first.harvest(&other_sets, HERE, moment(20)).kinds), (vec![(25, 6)], 0));
+
+        fn pass(&mut self, seconds: u64) {
+            self.awake += seconds;
+            self.forget();
+        }
+
+        fn now(&self) -> Moment {
+            Moment { wall: Timestamp(1_795_000_000 + self.awake as i64), awake: self.awake }
+        }
+
+        fn counts(&self) -> Counts {
+            let element = |(packets, last): (u64, u64), lives: u64| Element {
+                timeout_ms: Some(lives * 1000),
+                expires_ms: Some((last + lives - self.awake) * 1000),
+                counted: Some((packets, packets * 60)),
+                ..Element::default()
+            };
+            let set = |name: &str, handle, key: &[KeyType], elements: Elements, whole| CountingSet {
+                def: SetDef { timeout: true, dynamic: true, ..SetDef::plain(name, key) },
+                handle,
+                elements,
+                whole,
+            };
+            let all = self.all.map(|all| (vec![0; 4], element(all, 365 * LIVES))).into_iter().collect();
+            let none = Elements::new;
+            let key = [KeyType::Uid, KeyType::Ipv4Addr, KeyType::InetProto, KeyType::InetService];
+            let of = |to: &u8| [&1000u32.to_ne_bytes()[..], &[192, 0, 2, *to], &[6, 0, 0, 0], &[1, 187, 0, 0]].concat();
+            let each = self.each.iter().map(|(to, counted)| (of(to), element(*counted, LIVES))).collect();
+            let sets = vec![
+                set("ledger_all_forward", 1, &[KeyType::Mark], none(), true),
+                set("ledger_all_in", 2, &[KeyType::Mark], none(), true),
+                set("ledger_all_out", 3, &[KeyType::Mark], all, true),
+                set("ledger_user_v4", 4, &key, each, self.whole),
+            ];
+            Counts { table: self.table, sets }
+        }
+
+        fn totals(&self) -> Counts {
+            let mut counts = self.counts();
+            counts.sets.retain(|set| set.def.name.starts_with("ledger_all_"));
+            counts
+        }
+    }
+
+    /// What records say that was counted: under destinations, and without one.
+    fn recorded(kinds: &[Kind]) -> (u64, u64) {
+        kinds.iter().fold((0, 0), |(counted, overflow), kind| match kind {
+            Kind::Count(count) => (counted + count.packets, overflow),
+            Kind::Overflow(more) => (counted, overflow + more.packets),
+            _ => (counted, overflow),
+        })
+    }
+
+    /// A book with these records after those that are there, up to `written` of them.
+    fn write(book: &mut Vec<Kind>, kinds: &[Kind], written: usize) {
+        book.extend_from_slice(&kinds[..written.min(kinds.len())]);
+    }
+
+    /// The baseline that is made of what the book holds and `baseline` does not know.
+    fn replayed(mut baseline: Baseline, book: &[Kind]) -> Baseline {
+        let (lines, _) = book::append(&book::Head::default(), Timestamp(0), book);
+        book::Lines::new(&*lines).records(|line| baseline.replay(&line)).unwrap();
+        baseline
     }
 
     #[test]
-    fn what_the_kernel_has_forgotten_and_counts_again_is_counted_whole() {
-        let first = kept(Baseline::of_a_book().harvest(&counts(1, 5, &[(25, 5)]), HERE, moment(10)));
-        // Lower: it began anew. The same with another last packet, a day later: it did, too.
-        assert_eq!(told(&first.harvest(&counts(1, 2, &[(25, 2)]), HERE, moment(20)).kinds), (vec![(25, 2)], 0));
-        assert_eq!(told(&first.harvest(&counts(1, 5, &[(25, 5)]), HERE, moment(90_000)).kinds), (vec![(25, 5)], 0));
-        assert_eq!(told(&first.harvest(&counts(1, 5, &[(25, 5)]), HERE, moment(11)).kinds), (vec![], 0));
+    fn each_packet_is_counted_once_and_under_who_and_where() {
+        let mut kernel = Kernel::new();
+        kernel.send(7, 3);
+        let first = Baseline::default().harvest(&kernel.counts(), "here", kernel.now());
+        assert!(matches!(&first.kinds[0], Kind::Began(began) if began.from.is_none()));
+        let Kind::Count(count) = &first.kinds[1] else { panic!("{first:?}") };
+        let tuple = Tuple {
+            direction: Direction::Out,
+            who: Who::User(1000),
+            destination: Some("192.0.2.7".parse().unwrap()),
+            protocol: Protocol::TCP,
+            port: Some(443),
+        };
+        assert_eq!((Tuple::from(count.tuple), count.packets, count.bytes, first.kinds.len()), (tuple, 3, 180, 2));
+        kernel.pass(60);
+        assert!(first.baseline.is_up_to_date(&kernel.totals(), "here", kernel.now()));
+        assert_eq!(first.baseline.harvest(&kernel.counts(), "here", kernel.now()).kinds, []);
+        kernel.send(7, 2);
+        kernel.pass(30);
+        assert!(!first.baseline.is_up_to_date(&kernel.totals(), "here", kernel.now()));
+        let second = first.baseline.harvest(&kernel.counts(), "here", kernel.now());
+        let Kind::Count(count) = &second.kinds[0] else { panic!("{second:?}") };
+        let ago = |seconds: i64| Timestamp(kernel.now().wall.0 - seconds);
+        assert_eq!((count.packets, count.from, count.last, count.anew), (2, ago(90), Some(ago(30)), false));
     }
 
     #[test]
-    fn a_wall_clock_that_is_set_back_tells_nothing_twice() {
-        let first = kept(Baseline::of_a_book().harvest(&counts(1, 5, &[(25, 5)]), HERE, moment(1000)));
-        let earlier = Moment { wall: Timestamp(5), awake: 1010 };
-        assert_eq!(told(&first.harvest(&counts(1, 5, &[(25, 5)]), HERE, earlier).kinds), (vec![], 0));
-        assert_eq!(told(&first.harvest(&counts(1, 6, &[(25, 6)]), HERE, earlier).kinds), (vec![(25, 1)], 0));
+    fn another_boot_namespace_or_table_begins_at_nothing() {
+        let mut kernel = Kernel::new();
+        kernel.send(7, 3);
+        let before = Baseline::default().harvest(&kernel.counts(), "here", kernel.now()).baseline;
+        for (table, place) in [(1, "there"), (2, "here")] {
+            kernel.table = table;
+            let harvest = before.harvest(&kernel.counts(), place, kernel.now());
+            assert!(matches!(&harvest.kinds[0], Kind::Began(began) if began.from == before.at() && began.table == table));
+            assert_eq!(recorded(&harvest.kinds), (3, 0));
+            assert!(!before.is_up_to_date(&kernel.totals(), place, kernel.now()));
+        }
     }
 
     #[test]
-    fn a_damaged_baseline_is_none() {
-        let printed = Baseline::of_a_book().harvest(&counts(1, 5, &[(25, 5)]), HERE, moment(10)).baseline.print();
-        assert!(Baseline::parse(&printed).is_some());
-        for cut in [0, 1, printed.len() / 2, printed.len() - 1] {
-            assert_eq!(Baseline::parse(&printed[..cut]), None, "{cut}");
+    fn what_the_kernel_forgot_and_counted_again_is_not_missed() {
+        for again in [1, 2, 3, 9] {
+            let mut kernel = Kernel::new();
+            kernel.send(7, 3);
+            let first = Baseline::default().harvest(&kernel.counts(), "here", kernel.now());
+            kernel.pass(LIVES - 60);
+            let second = first.baseline.harvest(&kernel.counts(), "here", kernel.now());
+            kernel.pass(120);
+            kernel.send(7, again);
+            let third = second.baseline.harvest(&kernel.counts(), "here", kernel.now());
+            // That it counted anew cannot be told when it has counted more than before; nothing is missing even then.
+            let expected = if again <= 3 { (again, 0) } else { (again - 3, 3) };
+            assert_eq!((second.kinds.len(), recorded(&third.kinds)), (0, expected), "{again}");
+        }
+    }
+
+    #[test]
+    fn what_a_full_set_leaves_out_is_overflow_once() {
+        let mut kernel = Kernel { size: 2, ..Kernel::new() };
+        (0..10).for_each(|to| kernel.send(to, 1));
+        let first = Baseline::default().harvest(&kernel.counts(), "here", kernel.now());
+        assert_eq!(recorded(&first.kinds), (2, 8));
+        assert_eq!(first.baseline.harvest(&kernel.counts(), "here", kernel.now()).kinds, []);
+        kernel.send(9, 5);
+        let second = first.baseline.harvest(&kernel.counts(), "here", kernel.now());
+        assert_eq!(recorded(&second.kinds), (0, 5));
+    }
+
+    #[test]
+    fn elements_that_were_not_told_are_no_overflow_and_are_found_later() {
+        let mut kernel = Kernel::new();
+        (0..10).for_each(|to| kernel.send(to, 1));
+        let first = Baseline::default().harvest(&kernel.counts(), "here", kernel.now());
+        (0..10).for_each(|to| kernel.send(to, 1));
+        let mut half = kernel.counts();
+        let hidden: Vec<_> = half.sets[3].elements.keys().take(5).cloned().collect();
+        hidden.iter().for_each(|key| drop(half.sets[3].elements.remove(key)));
+        half.sets[3].whole = false;
+        let second = first.baseline.harvest(&half, "here", kernel.now());
+        assert_eq!(recorded(&second.kinds), (5, 0));
+        assert!(!second.baseline.is_up_to_date(&kernel.totals(), "here", kernel.now()));
+        let third = second.baseline.harvest(&kernel.counts(), "here", kernel.now());
+        assert_eq!(recorded(&third.kinds), (5, 0));
+    }
+
+    #[test]
+    fn a_set_that_is_read_after_its_total_owes_nothing_twice() {
+        let mut kernel = Kernel::new();
+        kernel.send(7, 3);
+        let early = kernel.totals();
+        kernel.send(7, 4);
+        let mut torn = kernel.counts();
+        torn.sets[..3].clone_from_slice(&early.sets);
+        let first = Baseline::default().harvest(&torn, "here", kernel.now());
+        assert_eq!(recorded(&first.kinds), (7, 0));
+        assert_eq!(recorded(&first.baseline.harvest(&kernel.counts(), "here", kernel.now()).kinds), (0, 0));
+    }
+
+    #[test]
+    fn a_harvest_that_died_anywhere_is_counted_once() {
+        for written in 0..8 {
+            let mut kernel = Kernel { size: 4, ..Kernel::new() };
+            let (mut book, mut baseline) = (Vec::new(), Baseline::default());
+            (0..6).for_each(|to| kernel.send(to, 2));
+            let first = baseline.harvest(&kernel.counts(), "here", kernel.now());
+            write(&mut book, &first.kinds, usize::MAX);
+            baseline = first.baseline.knowing(book.len() as u64);
+            (0..6).for_each(|to| kernel.send(to, 1));
+            kernel.pass(5);
+            let second = baseline.harvest(&kernel.counts(), "here", kernel.now());
+            // It dies before the baseline is written, with so many of its records done.
+            write(&mut book, &second.kinds, written);
+            kernel.send(1, 10);
+            kernel.send(77, 1);
+            let third = replayed(baseline, &book).harvest(&kernel.counts(), "here", kernel.now());
+            write(&mut book, &third.kinds, usize::MAX);
+            let (counted, overflow) = recorded(&book);
+            assert_eq!((counted, counted + overflow), (4 * 3 + 10, kernel.sent), "{written}: {book:?}");
+        }
+    }
+
+    #[test]
+    fn a_baseline_that_was_lost_is_made_of_the_book() {
+        let mut kernel = Kernel { size: 4, ..Kernel::new() };
+        (0..6).for_each(|to| kernel.send(to, 2));
+        let first = Baseline::default().harvest(&kernel.counts(), "here", kernel.now());
+        let mut book = first.kinds;
+        kernel.send(2, 1);
+        let second = replayed(Baseline::of_a_book(), &book).harvest(&kernel.counts(), "here", kernel.now());
+        assert_eq!(recorded(&second.kinds), (1, 0));
+        write(&mut book, &second.kinds, usize::MAX);
+        // Its beginning was rotated away: that it counts from here is believed, lest it count twice.
+        let late = replayed(Baseline::of_a_book(), &book[1..]).harvest(&kernel.counts(), "here", kernel.now());
+        assert_eq!(recorded(&late.kinds), (0, 0));
+    }
+
+    #[test]
+    fn a_first_harvest_that_died_begins_once() {
+        let mut kernel = Kernel::new();
+        kernel.send(7, 3);
+        kernel.send(8, 1);
+        let first = Baseline::default().harvest(&kernel.counts(), "here", kernel.now());
+        for written in 0..=first.kinds.len() {
+            let mut book = first.kinds[..written].to_vec();
+            let next = replayed(Baseline::of_a_book(), &book).harvest(&kernel.counts(), "here", kernel.now());
+            write(&mut book, &next.kinds, usize::MAX);
+            let began = book.iter().filter(|kind| matches!(kind, Kind::Began(_))).count();
+            assert_eq!((recorded(&book), began), ((4, 0), 1), "{written}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_changes_no_count() {
+        let mut kernel = Kernel::new();
+        kernel.send(7, 3);
+        let first = Baseline::default().harvest(&kernel.counts(), "here", kernel.now());
+        kernel.pass(60);
+        kernel.send(7, 1);
+        let early = Moment { wall: Timestamp(1000), ..kernel.now() };
+        let second = first.baseline.harvest(&kernel.counts(), "here", early);
+        assert_eq!(recorded(&second.kinds), (1, 0));
+        assert!(second.baseline.is_up_to_date(&kernel.totals(), "here", early));
+    }
+
+    #[test]
+    fn a_baseline_reads_back_as_it_was_written_and_a_damaged_one_does_not() {
+        let mut kernel = Kernel { size: 2, whole: false, ..Kernel::new() };
+        (0..6).for_each(|to| kernel.send(to, 2));
+        let baseline = Baseline::default().harvest(&kernel.counts(), "here", kernel.now()).baseline.knowing(7);
+        let written = baseline.print();
+        assert_eq!(Baseline::parse(&written), Some(baseline));
+        assert_eq!(Baseline::parse(&written[..written.len() / 2]), None);
+        assert_eq!(Baseline::parse(b""), None);
+    }
+
+    /// Long random lives of the kernel's sets, with harvests that die: at the end every packet is in the book once.
+    #[test]
+    fn whatever_is_sent_whenever_it_is_harvested_the_book_has_it_once() {
+        for seed in 1..60u64 {
+            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut random = |below: u64| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state % below
+            };
+            let mut kernel = Kernel { size: 6, ..Kernel::new() };
+            let (mut book, mut baseline) = (Vec::new(), Baseline::of_a_book());
+            for _ in 0..60 {
+                for _ in 0..random(4) {
+                    kernel.send(random(9) as u8, 1 + random(3));
+                }
+                kernel.pass(random(LIVES));
+                let harvest = replayed(baseline.clone(), &book).harvest(&kernel.counts(), "here", kernel.now());
+                if random(3) == 0 {
+                    write(&mut book, &harvest.kinds, random(harvest.kinds.len() as u64 + 1) as usize);
+                } else {
+                    write(&mut book, &harvest.kinds, usize::MAX);
+                    baseline = harvest.baseline.knowing(book.len() as u64);
+                }
+            }
+            let last = replayed(baseline, &book).harvest(&kernel.counts(), "here", kernel.now());
+            write(&mut book, &last.kinds, usize::MAX);
+            let (counted, overflow) = recorded(&book);
+            assert_eq!(counted + overflow, kernel.sent, "seed {seed}");
         }
     }
 }

@@ -109,7 +109,7 @@ pub fn report(arguments: &ReportArguments, world: &mut World, output: &mut Outpu
         Ok::<(), Failure>(())
     })?;
     // Who may ask the kernel sees what it has counted since the last harvest; others see what was harvested.
-    match harvest::pending(world) {
+    match harvest::unwritten(world) {
         Ok(kinds) => kinds.iter().for_each(|kind| gathering.pending(kind)),
         Err(_) => output.detail("what was counted since the last harvest is not in here: the kernel tells it root only"),
     }

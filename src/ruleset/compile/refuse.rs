@@ -19,6 +19,8 @@ pub const LEDGER: &str = "ledger_";
 pub const LEDGER_ALL: &str = "ledger_all_";
 /// How long the kernel keeps a count that no packet renews.
 pub const LEDGER_LIVES: Period = Period::from_seconds(86_400);
+/// The same for all packets of a direction: longer than any boot, so that their count never begins anew unseen.
+const ALL_LIVES: Period = Period::from_seconds(365 * 86_400);
 
 /// What a ledger counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +104,7 @@ impl Compiler<'_> {
     fn all(&mut self, direction: Direction) -> Rule {
         let set = format!("{LEDGER_ALL}{}", direction.word());
         self.add_set(Set::dynamic(&set, vec![KeyType::Mark]));
-        Rule::new("ledger", vec![], vec![update(&set, &[Field::Everybody], LEDGER_LIVES, Carries::Counter)], Action::Continue)
+        Rule::new("ledger", vec![], vec![update(&set, &[Field::Everybody], ALL_LIVES, Carries::Counter)], Action::Continue)
     }
 
     fn ledger_of(&mut self, name: &str, family: Family, who: Field, who_type: KeyType) -> Vec<Rule> {
