@@ -4,6 +4,7 @@
 //! record of a kind that is not known here is passed over.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -479,8 +480,22 @@ mod time {
         serializer.collect_str(time)
     }
 
+    thread_local! {
+        /// The last time that was read. Times of a record, and of records that stand together, are mostly the same.
+        static LAST: RefCell<(String, Timestamp)> = RefCell::new((String::new(), Timestamp(0)));
+    }
+
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
-        Word::read(deserializer, Timestamp::parse)
+        Word::read(deserializer, |text| {
+            LAST.with_borrow_mut(|(known, time)| {
+                if known != text || text.is_empty() {
+                    *time = Timestamp::parse(text)?;
+                    known.clear();
+                    known.push_str(text);
+                }
+                Some(*time)
+            })
+        })
     }
 }
 
