@@ -482,7 +482,7 @@ mod time {
 
     thread_local! {
         /// The last time that was read. Times of a record, and of records that stand together, are mostly the same.
-        static LAST: RefCell<(String, Timestamp)> = RefCell::new((String::new(), Timestamp(0)));
+        static LAST: RefCell<(String, Timestamp)> = const { RefCell::new((String::new(), Timestamp(0))) };
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
