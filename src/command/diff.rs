@@ -2,7 +2,7 @@
 //! need no root, no network and no state; against the kernel it takes root.
 
 mod github;
-mod markdown;
+pub mod markdown;
 mod object;
 mod text;
 

@@ -3,7 +3,6 @@
 //! It is the applied policy, compiled for a host that is cut off, as a generation of its own: so it is one transaction, read back, revokes
 //! what is under way, is what a boot restores and a timer repairs, and is undone by nobody but whoever says so.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use serde_json::json;
@@ -162,7 +161,7 @@ fn management(policy: &Policy) -> Option<String> {
 fn release(arguments: &QuarantineArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let applied = applied(world, output)?;
     let Applied { source, saved, .. } = &applied;
-    let since = saved.record.cut_off().or_else(|| state::cut_off(world.files));
+    let since = state::cut_off(world.files);
     let facts = Facts { cut_off: None, ..refresh::facts(saved, &source.policy, world, output) };
     // ORDER: those whom rules have cut off first: until the rules are loaded, everybody is cut off anyway.
     let freed = free(&[QUARANTINED_HOST, QUARANTINED_USERS], |_| true, world)?;
@@ -261,7 +260,7 @@ fn cut_off_by_element(why: Failure, world: &mut World) -> Result<Exit, Failure> 
     });
     match added {
         Ok(Changed::NoTable) | Err(_) => Err(why),
-        Ok(Changed::Nothing | Changed::Done) => Err(Failure::refused(
+        Ok(Changed::Nothing | Changed::Done(_)) => Err(Failure::refused(
             format!("{}; the kernel has cut the host off all the same, but a boot would not know of it", why.message),
             "mend the state directory, then run this again; flows that are under way have lost their way, and were not ended",
         )),
@@ -272,7 +271,8 @@ fn cut_off_by_element(why: Failure, world: &mut World) -> Result<Exit, Failure> 
 enum Changed {
     NoTable,
     Nothing,
-    Done,
+    /// So many elements were added or deleted.
+    Done(usize),
 }
 
 /// Changes elements; again when somebody else interferes or an element has ended meanwhile.
@@ -283,7 +283,7 @@ fn change(kernel: &mut dyn Kernel, ops: impl Fn(&TableDump) -> Option<Vec<Op>>) 
         let Some(there) = there else { return Ok(Changed::NoTable) };
         let Some(ops) = ops(&there) else { return Ok(Changed::Nothing) };
         match kernel.commit(generation, &ops) {
-            Ok(_) => return Ok(Changed::Done),
+            Ok(_) => return Ok(Changed::Done(ops.iter().map(elements_of).sum())),
             Err(error @ (KernelError::Interfered | KernelError::Refused(_))) => last = error.into(),
             Err(error) => return Err(error.into()),
         }
@@ -291,21 +291,29 @@ fn change(kernel: &mut dyn Kernel, ops: impl Fn(&TableDump) -> Option<Vec<Op>>) 
     Err(last)
 }
 
+fn elements_of(op: &Op) -> usize {
+    match op {
+        Op::AddElements { elements, .. } | Op::DeleteElements { elements, .. } => elements.len(),
+        _ => 0,
+    }
+}
+
 /// Takes those elements out of the sets of who is cut off; how many.
 fn free(sets: &[&str], is_meant: impl Fn(&Vec<u8>) -> bool, world: &mut World) -> Result<usize, Failure> {
     if handover::held_by(world) == Backend::Iptables {
         return Ok(0);
     }
-    let freed = Cell::new(0);
-    change(world.kernel, |there| {
+    let freed = change(world.kernel, |there| {
         let meant = sets.iter().filter_map(|name| there.sets.get(*name)).filter_map(|(def, elements)| {
             let elements: Elements =
                 elements.iter().filter(|(key, _)| is_meant(key)).map(|(key, element)| (key.clone(), element.clone())).collect();
             (!elements.is_empty()).then(|| Op::DeleteElements { set: def.clone(), elements })
         });
         let ops: Vec<Op> = meant.collect();
-        freed.set(ops.iter().map(|op| if let Op::DeleteElements { elements, .. } = op { elements.len() } else { 0 }).sum());
         (!ops.is_empty()).then_some(ops)
     })?;
-    Ok(freed.get())
+    Ok(match freed {
+        Changed::Done(elements) => elements,
+        Changed::Nothing | Changed::NoTable => 0,
+    })
 }

@@ -67,7 +67,7 @@ fn decision(decision: &Decision, place: &Place) -> String {
 
 /// The text as code that can stand in a cell of a table: fenced by more backticks than it has in a row, without line ends, and with
 /// its bars escaped, which tables read before code (GitHub Flavored Markdown, 4.10).
-fn code(text: &str) -> String {
+pub fn code(text: &str) -> String {
     let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let plain = plain.replace('|', "\\|");
     let longest = plain.split(|c| c != '`').map(str::len).max().unwrap_or(0);

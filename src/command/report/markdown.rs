@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::command::diff::markdown::code;
 use crate::command::report::Told;
 use crate::violation::report::CountedBy;
 
@@ -51,10 +52,4 @@ fn plain(text: &str) -> String {
         }
     }
     written
-}
-
-/// Text in a code span of a table.
-fn code(text: &str) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() || c == '`' { ' ' } else { c }).collect();
-    format!("`{}`", clean.replace('|', "\\|"))
 }

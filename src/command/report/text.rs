@@ -1,6 +1,7 @@
 //! The report for a terminal.
 
 use crate::command::report::Told;
+use crate::command::watch::view::fit;
 use crate::command::{Failure, Output};
 use crate::violation::report::CountedBy;
 
@@ -62,10 +63,7 @@ fn column(text: &str, width: usize) -> String {
 
 fn cut(text: &str, width: usize) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    if clean.chars().count() <= width {
-        return clean;
-    }
-    clean.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    fit(&clean, width)
 }
 
 /// Month, day and time of an RFC 3339 time.

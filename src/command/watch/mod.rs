@@ -7,7 +7,7 @@
 
 mod knowledge;
 mod table;
-mod view;
+pub mod view;
 
 use std::time::Duration;
 
