@@ -26,7 +26,7 @@
 //! | pins | 1 | |
 //! | ruleset | 2 | |
 //! | judge | 3 | |
-//! | violation | 3 | |
+//! | violation | 3 | judge |
 //! | export | 3 | |
 //! | world | 4 | |
 //! | state | 5 | |

@@ -91,6 +91,8 @@ pub enum Command {
     Metrics,
     /// Say who tried what, how often, and which line of a policy would allow it.
     Report(ReportArguments),
+    /// Print the smallest policy that allows what was seen, for a host that observes.
+    Suggest(SuggestArguments),
     /// Cut the whole host off now, or let go again.
     Quarantine(QuarantineArguments),
     /// Take the rules away.
@@ -362,6 +364,28 @@ pub struct ReportArguments {
     /// Check that nobody has edited the books of violations.
     #[arg(long)]
     pub check_journal: bool,
+}
+
+/// Arguments of `suggest`.
+#[derive(Debug, Args)]
+#[command(after_help = "The policy is printed, or written with -o, and never applied. Exit codes: 0 it allows all that was seen,\n\
+1 something is left out, with the reason in its last lines.\n\n  \
+egressguard suggest -o new.yaml\n  \
+egressguard suggest --since 2d --name db.example.com --name github.com\n  \
+egressguard diff policy.yaml new.yaml")]
+pub struct SuggestArguments {
+    /// From when on: how long ago (`24h`, `7d`), or a time (RFC 3339).
+    #[arg(long, value_name = "WHEN", default_value = "7d")]
+    pub since: String,
+    /// A name that may have been meant: addresses that DNS gives it now become the name. Can be said again.
+    #[arg(long, value_name = "NAME")]
+    pub name: Vec<String>,
+    /// Write the policy to this file.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "json")]
+    pub output: Option<String>,
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `quarantine`.

@@ -18,6 +18,7 @@ pub mod restore;
 pub mod revoke;
 pub mod source;
 pub mod status;
+pub mod suggest;
 pub mod test;
 pub mod verdict;
 pub mod verify;
@@ -269,6 +270,7 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
         Command::Restore => restore::restore(world, output),
         Command::Status(arguments) => status::status(arguments, world, output),
         Command::Report(arguments) => report::report(arguments, world, output),
+        Command::Suggest(arguments) => suggest::suggest(arguments, world, output),
         Command::Quarantine(arguments) => quarantine::quarantine(arguments, world, output),
         Command::Remove(arguments) => remove::remove(arguments, world, output),
         Command::Metrics => metrics::metrics(world, output),

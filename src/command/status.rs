@@ -42,7 +42,7 @@ pub(super) struct Held {
     /// Packets and octets that the kernel's ledgers hold, by who sent them.
     pub(super) refused: BTreeMap<&'static str, (u64, u64)>,
     /// What each address has counted, over all sets.
-    counted: BTreeMap<IpAddr, (u64, u64)>,
+    pub(super) counted: BTreeMap<IpAddr, (u64, u64)>,
     /// Who is cut off, and for how long.
     pub(super) quarantined: Vec<String>,
 }

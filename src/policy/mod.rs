@@ -10,8 +10,10 @@ mod outbound;
 mod read;
 mod schema;
 mod value;
+mod write;
 mod yaml;
 
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::base::name::{DnsName, Slug};
@@ -23,9 +25,15 @@ use crate::base::time::Period;
 pub use builtin::{BUILTIN_NAMES, builtin};
 pub use document::{Parsed, parse, parse_bytes};
 pub use lint::lint_addresses;
-pub use outbound::RESERVED_IDS;
+pub use outbound::{RESERVED_IDS, derived_id};
 pub use schema::schema;
+pub use write::{Remarks, write};
 pub use yaml::MAX_OCTETS;
+
+/// The destination that a word under `to:` names; `None` when it names none.
+pub fn destination(text: &str) -> Option<Target> {
+    value::target(text).ok()
+}
 
 /// A line of the policy file, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -192,6 +200,18 @@ pub enum Scope {
     Gid(u32),
     /// A systemd unit by its full name, `backend.service`.
     Service(Box<str>),
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::User(name) => write!(f, "user {name}"),
+            Scope::Uid(number) => write!(f, "uid {number}"),
+            Scope::Group(name) => write!(f, "group {name}"),
+            Scope::Gid(number) => write!(f, "gid {number}"),
+            Scope::Service(unit) => write!(f, "service {unit}"),
+        }
+    }
 }
 
 /// A server that is asked for addresses.

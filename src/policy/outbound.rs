@@ -111,8 +111,8 @@ fn free(id: Slug, used: &BTreeSet<Slug>, next: &mut BTreeMap<Slug, usize>) -> Sl
     }
 }
 
-/// A destination as a slug: a name stays as it is, a full-length network loses its prefix.
-fn derived_id(target: &Target) -> Slug {
+/// The id of a way out that says none, from its first destination: a name stays as it is, a full-length network loses its prefix.
+pub fn derived_id(target: &Target) -> Slug {
     match target {
         Target::Name(name) => Slug::nearest(name.as_str(), "rule"),
         Target::Net(net) if net.prefix_len() == net.max_prefix_len() => Slug::nearest(&net.addr().to_string(), "net"),

@@ -11,6 +11,7 @@ pub mod fold;
 pub mod ledger;
 pub mod record;
 pub mod report;
+pub mod suggest;
 
 use std::net::IpAddr;
 

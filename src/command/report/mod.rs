@@ -21,10 +21,10 @@ use crate::violation::{Tuple, Who};
 use crate::world::{Files, World};
 
 /// A report with what only the host knows.
-struct Told {
-    report: Report,
+pub(super) struct Told {
+    pub(super) report: Report,
     /// Names of users by number.
-    users: HashMap<u32, String>,
+    pub(super) users: HashMap<u32, String>,
     /// The host, for whoever reads it elsewhere.
     policy: Option<String>,
 }
@@ -101,7 +101,22 @@ pub fn report(arguments: &ReportArguments, world: &mut World, output: &mut Outpu
     if arguments.check_journal {
         return check(arguments, world, output);
     }
-    let question = question(arguments, world)?;
+    let told = gather(question(arguments, world)?, world, output)?;
+    let format = if arguments.json { ReportFormat::Json } else { arguments.format };
+    match format {
+        ReportFormat::Text => text::write(&told, output)?,
+        ReportFormat::Json => output.json(&json::value(&told))?,
+        ReportFormat::Markdown => output.say(markdown::write(&told).trim_end())?,
+        ReportFormat::Html => output.say(&html::write(&told))?,
+    }
+    if told.report.total == 0 && told.report.harvested.is_none() {
+        output.warn("nothing was ever harvested here: `egressguard apply POLICY`, then the timer's `egressguard refresh`, begin it");
+    }
+    Ok(if told.report.total > 0 || !told.report.violations.is_empty() { Exit::No } else { Exit::Done })
+}
+
+/// Adds up what the books hold and what the kernel has counted since.
+pub(super) fn gather(question: Question, world: &mut World, output: &mut Output) -> Result<Told, Failure> {
     let mut gathering = Gathering::new(question);
     books::each(books::LEDGER, world.files, |line| gathering.ledger(&line))?;
     books::each(books::WATCH, world.watch, |line| gathering.watch(&line)).or_else(|error| {
@@ -119,18 +134,7 @@ pub fn report(arguments: &ReportArguments, world: &mut World, output: &mut Outpu
     let report = gathering.finish(|tuple: &Tuple| names.get(&tuple.destination?).cloned());
     let uids = report.violations.iter().filter_map(|violation| if let Who::User(uid) = violation.tuple.who { Some(uid) } else { None });
     let users = uids.filter_map(|uid| Some((uid, world.host.name_of_user(uid)?))).collect();
-    let told = Told { report, users, policy };
-    let format = if arguments.json { ReportFormat::Json } else { arguments.format };
-    match format {
-        ReportFormat::Text => text::write(&told, output)?,
-        ReportFormat::Json => output.json(&json::value(&told))?,
-        ReportFormat::Markdown => output.say(markdown::write(&told).trim_end())?,
-        ReportFormat::Html => output.say(&html::write(&told))?,
-    }
-    if told.report.total == 0 && told.report.harvested.is_none() {
-        output.warn("nothing was ever harvested here: `egressguard apply POLICY`, then the timer's `egressguard refresh`, begin it");
-    }
-    Ok(if told.report.total > 0 || !told.report.violations.is_empty() { Exit::No } else { Exit::Done })
+    Ok(Told { report, users, policy })
 }
 
 /// The applied policy's name and pins; nothing where they cannot be read.
@@ -142,21 +146,19 @@ fn applied(files: &dyn Files) -> (Option<String>, Pins) {
     }
 }
 
+/// A time as it is said: how long ago, or when.
+pub(super) fn time(text: &str, option: &str, now: Timestamp) -> Result<Timestamp, Failure> {
+    if let Some(period) = Period::parse(text) {
+        return Ok(Timestamp(now.0.saturating_sub_unsigned(period.seconds())));
+    }
+    let help = "write how long ago, as `24h` or `7d`, or when, as `2026-01-31T12:00:00Z`";
+    Timestamp::parse(text).ok_or_else(|| Failure::wrong(format!("`{option} {text}` is no time"), help))
+}
+
 fn question(arguments: &ReportArguments, world: &World) -> Result<Question, Failure> {
     let now = world.host.now();
-    let time = |text: &str, option: &str| -> Result<Timestamp, Failure> {
-        if let Some(period) = Period::parse(text) {
-            return Ok(Timestamp(now.0.saturating_sub_unsigned(period.seconds())));
-        }
-        Timestamp::parse(text).ok_or_else(|| {
-            Failure::wrong(
-                format!("`{option} {text}` is no time"),
-                "write how long ago, as `24h` or `7d`, or when, as `2026-01-31T12:00:00Z`",
-            )
-        })
-    };
-    let since = time(&arguments.since, "--since")?;
-    let until = arguments.until.as_deref().map_or(Ok(now), |text| time(text, "--until"))?;
+    let since = time(&arguments.since, "--since", now)?;
+    let until = arguments.until.as_deref().map_or(Ok(now), |text| time(text, "--until", now))?;
     if until < since {
         return Err(Failure::wrong(format!("--until ({until}) is before --since ({since})"), "turn them around"));
     }

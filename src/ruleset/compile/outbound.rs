@@ -187,22 +187,7 @@ fn built_in(id: &str) -> Slug {
 fn rule_id(way: &Way, destinations: &Destinations) -> String {
     match destinations.as_slice() {
         [(first, _), rest @ ..] if rest.iter().all(|(id, _)| id == first) => first.to_string(),
-        _ => format!(
-            "outbound {} {}{}",
-            way.protocol,
-            way.ports,
-            way.scope.map(|scope| format!(" for {}", scope_word(scope))).unwrap_or_default()
-        ),
-    }
-}
-
-fn scope_word(scope: &Scope) -> String {
-    match scope {
-        Scope::User(name) => format!("user {name}"),
-        Scope::Uid(number) => format!("uid {number}"),
-        Scope::Group(name) => format!("group {name}"),
-        Scope::Gid(number) => format!("gid {number}"),
-        Scope::Service(unit) => format!("service {unit}"),
+        _ => format!("outbound {} {}{}", way.protocol, way.ports, way.scope.map(|scope| format!(" for {scope}")).unwrap_or_default()),
     }
 }
 
@@ -212,7 +197,7 @@ fn set_name(way: &Way, kind: &str, family: Family) -> String {
         Purpose::Ntp => "ntp_",
         Purpose::Outbound => "",
     };
-    let scope = way.scope.map(|scope| format!("{}_", scope_word(scope))).unwrap_or_default();
+    let scope = way.scope.map(|scope| format!("{scope}_")).unwrap_or_default();
     identifier(&format!("{purpose}{scope}{}_{}_{kind}{}", way.protocol, way.ports, family.suffix()))
 }
 
