@@ -8,6 +8,7 @@ pub mod books;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -133,8 +134,18 @@ pub struct LastRefresh {
     /// Which rules and sets that was, as [`crate::command::enforce::shape`] tells them; empty: not known.
     #[serde(default)]
     pub shape: String,
+    /// How long it took, in milliseconds; nothing when it was another command that left this note.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<u64>,
     /// What went wrong, name by name, in words.
     pub problems: BTreeMap<String, String>,
+}
+
+impl LastRefresh {
+    /// The same, with how long it took.
+    pub fn took(self, passed: Duration) -> LastRefresh {
+        LastRefresh { took_ms: Some(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)), ..self }
+    }
 }
 
 /// Why what was saved cannot be used.

@@ -247,6 +247,11 @@ pub trait Host {
     /// ([`crate::pins::rebase`]).
     fn clock(&self) -> Anchor;
 
+    /// How long this boot lasts, on the clock that nobody can set.
+    fn since_boot(&self) -> Duration {
+        Duration::from_secs(self.clock().boottime)
+    }
+
     /// For how many seconds of this boot the machine was asleep.
     fn slept(&self) -> u64;
 

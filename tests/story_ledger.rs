@@ -102,6 +102,23 @@ fn what_was_refused_is_booked_once_over_refreshes_applies_and_a_removal() {
 }
 
 #[test]
+fn a_shutdown_writes_down_what_was_counted_and_needs_no_dns_for_it() {
+    let Some(mut world) = World::new() else { return };
+    world.egressguard(&["apply", "builtin:openai"]).exits(0);
+    world.nameserver.kill();
+    for _ in 0..5 {
+        is_refused(world.udp(STRANGER_V4, 7));
+    }
+    let read = |name: &str| std::fs::read_to_string(world.state().join(name)).unwrap();
+    let (generation, pins) = (world.generation(), read("pins-1"));
+    world.egressguard(&["refresh", "--harvest", "-v"]).exits(0).says(&["records were written"]);
+    assert!(read("ledger.jsonl").contains("\"packets\":5"), "{}", read("ledger.jsonl"));
+    assert_eq!((world.generation(), read("pins-1")), (generation, pins), "no rule and no pin is touched");
+    world.egressguard(&["refresh", "--harvest", "-v"]).exits(0).says(&["0 records"]);
+    world.egressguard(&["refresh", "--harvest", "--repair"]).exits(2);
+}
+
+#[test]
 fn rules_that_somebody_changed_are_repaired_and_their_counts_are_kept() {
     let Some(world) = World::new() else { return };
     world.egressguard(&["apply", "builtin:openai"]).exits(0);

@@ -42,6 +42,8 @@ fn a_host_that_is_cut_off_keeps_its_management_and_nothing_else_until_it_is_rele
     stream.goes_on();
 
     world.egressguard(&["quarantine"]).exits(0).says(&["cut off since", "port 2222 from", "evidence"]);
+    let cut = format!("by `egressguard quarantine`; evidence: {}", evidence(&world)[0]);
+    world.egressguard(&["report"]).says(&["the host was cut off at", &cut]);
     // Closed by the command, or by the kernel's reset to what it sent before that.
     let error = stream.error();
     assert!([ErrorKind::ConnectionAborted, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&error), "{error}");
@@ -71,6 +73,11 @@ fn a_host_that_is_cut_off_keeps_its_management_and_nothing_else_until_it_is_rele
     passes(world.tls(API_V4));
     world.egressguard(&["quarantine", "--release"]).exits(0).says(&["unchanged: nobody is cut off"]);
     world.egressguard(&["status"]).exits(0);
+    let told = world.egressguard(&["report", "--json"]).stdout;
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let what: Vec<&str> = told["cuts"].as_array().unwrap().iter().filter_map(|cut| cut["what"].as_str()).collect();
+    assert_eq!(what, ["cut", "release"], "what changed nothing is not told");
+    world.egressguard(&["report", "--check-journal"]).exits(0);
 }
 
 #[test]

@@ -463,6 +463,11 @@ fn metrics_are_served_and_the_command_prints_the_same() {
     let served = page(&world, 9477);
     assert_eq!(value(&served, "egressguard_violations_seen_total{rule=\"refuse-out\",direction=\"out\"}"), 3.0);
     assert_eq!(value(&served, "egressguard_ledger_packets{sender=\"user\"}"), 3.0);
+    assert_eq!(value(&served, "egressguard_ledger_packets{sender=\"forwarded\"}"), 0.0);
+    let total = value(&served, "egressguard_violations_total{direction=\"out\"}");
+    assert!(total >= 3.0 && value(&served, "egressguard_violations_bytes_total{direction=\"out\"}") >= 28.0 * total, "{served}");
+    let took = value(&served, "egressguard_refresh_duration_seconds");
+    assert!(took > 0.0 && took < 30.0, "{took}");
     assert_eq!(value(&served, "egressguard_nflog_lost_total"), 0.0);
     assert_eq!((value(&served, "egressguard_active"), value(&served, "egressguard_drift")), (1.0, 0.0));
     assert_eq!(value(&served, &format!("egressguard_pins{{name=\"{API}\"}}")), 2.0);

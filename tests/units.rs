@@ -219,9 +219,10 @@ fn no_network_manager_starts_without_the_rules() {
 }
 
 #[test]
-fn ending_restore_runs_nothing_and_a_shutdown_may_end_it() {
+fn ending_restore_only_writes_down_what_was_counted_and_a_shutdown_may_end_it() {
     let unit = Unit::shipped(RESTORE);
-    assert!(!unit.names("ExecStop") && !unit.names("ExecStopPost") && !unit.names("ExecReload"));
+    assert_eq!(unit.values("Service", "ExecStop"), ["@sbindir@/egressguard refresh --harvest"]);
+    assert!(!unit.names("ExecStopPost") && !unit.names("ExecReload"));
     assert_eq!(unit.values("Service", "RemainAfterExit"), ["yes"]);
     assert_eq!(unit.values("Unit", "RefuseManualStop"), ["yes"]);
     assert!(unit.words("Unit", "Conflicts").contains(&"shutdown.target"));

@@ -315,6 +315,9 @@ pub struct RefreshArguments {
     /// Put rules right that somebody else changed.
     #[arg(long)]
     pub repair: bool,
+    /// Only write down what was refused since the last run: nobody is asked and no rule is touched. For a shutdown.
+    #[arg(long, conflicts_with_all = ["repair", "json"])]
+    pub harvest: bool,
     /// Answer with a JSON object.
     #[arg(long)]
     pub json: bool,

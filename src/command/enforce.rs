@@ -175,6 +175,7 @@ pub fn note(ruleset: &Ruleset, kernel: GenerationId, whole: bool, problems: BTre
         kernel_generation: kernel.0,
         namespace: if whole { host.namespace() } else { String::new() },
         slept: host.slept(),
+        took_ms: None,
         problems: problems.into_iter().map(|(name, words)| (name.to_string(), words)).collect(),
     }
 }

@@ -19,7 +19,7 @@ const READ_AT: &str = "ledger.at";
 
 /// Writes down what was counted. The lock is held.
 pub fn harvest(world: &mut World, output: &mut Output) {
-    if let Err(why) = write(world) {
+    if let Err(why) = now(world) {
         output.warn(&format!("{}: what was refused since the last harvest is not written down yet", why.message));
     }
 }
@@ -32,16 +32,19 @@ pub fn unwritten(world: &mut World) -> Result<Vec<Kind>, Failure> {
     Ok(baseline.harvest(&counts, &world.host.namespace(), moment(world.host)).kinds)
 }
 
-fn write(world: &mut World) -> Result<(), Failure> {
+/// The same, for those who want nothing else; how many records that were.
+pub fn now(world: &mut World) -> Result<usize, Failure> {
+    let mut records = 0;
     // Nothing counts where there is no table, and most often nothing was counted since: three elements say so.
-    let Some(totals) = counts(LEDGER_ALL, world)? else { return Ok(()) };
+    let Some(totals) = counts(LEDGER_ALL, world)? else { return Ok(records) };
     let mut writer = Writer::new(books::LEDGER);
     let seq = writer.head(world.files)?.seq;
     let before = baseline(seq, world.files)?;
     let (place, now) = (world.host.namespace(), moment(world.host));
     if before.seq() != seq || !before.is_up_to_date(&totals, &place, now) {
-        let Some(counts) = counts(LEDGER, world)? else { return Ok(()) };
+        let Some(counts) = counts(LEDGER, world)? else { return Ok(records) };
         let harvest = before.harvest(&counts, &place, now);
+        records = harvest.kinds.len();
         let head = match harvest.kinds.is_empty() {
             true => writer.head(world.files)?,
             false => writer.append(world.files, now.wall, &harvest.kinds, Care::OnTheDisk)?,
@@ -49,7 +52,8 @@ fn write(world: &mut World) -> Result<(), Failure> {
         // ORDER: after the book, which tells what a baseline does not know. It counts in this boot only, so the disk is not waited for.
         world.files.note(BASELINE, &harvest.baseline.knowing(head.seq).print())?;
     }
-    Ok(world.files.note(READ_AT, format!("{}\n", now.wall).as_bytes())?)
+    world.files.note(READ_AT, format!("{}\n", now.wall).as_bytes())?;
+    Ok(records)
 }
 
 /// The sets that count; nothing where there is no table, and no nf_tables to have one.

@@ -171,9 +171,13 @@ fn of_world(page: &mut Page, world: &mut World, output: &mut Output) -> Result<(
     }
     if let Some(last) = state::last_refresh(world.files) {
         page.one("egressguard_refresh_timestamp_seconds", "gauge", "When the last refresh ended.", &[], last.at);
+        if let Some(took) = last.took_ms {
+            let help = "How long the last refresh took, DNS included.";
+            page.one("egressguard_refresh_duration_seconds", "gauge", help, &[], took as f64 / 1000.0);
+        }
         page.one("egressguard_refresh_failed_names", "gauge", "Names that the last refresh had trouble with.", &[], last.problems.len());
     }
-    let Held { identity, drift, quarantined, refused, .. } = match backend {
+    let Held { identity, drift, quarantined, refused, totals, .. } = match backend {
         Backend::Nftables => status::by_nftables(expected.as_ref(), now, world)?,
         Backend::Iptables => status::by_iptables(expected.as_ref(), now, world)?,
     };
@@ -185,7 +189,13 @@ fn of_world(page: &mut Page, world: &mut World, output: &mut Output) -> Result<(
     }
     page.one("egressguard_drift", "gauge", "In how many ways the kernel's rules are not what was applied.", &[], drift.len());
     page.one("egressguard_quarantined", "gauge", "How many users, or the host, are cut off.", &[], quarantined.len());
-    for who in ["user", "address", "outside"] {
+    for (direction, (packets, octets)) in totals {
+        let label = [("direction", direction.word())];
+        let help = "Packets that no rule allowed, all of them; begins at nothing with a boot, and when the rules are removed.";
+        page.one("egressguard_violations_total", "counter", help, &label, packets);
+        page.one("egressguard_violations_bytes_total", "counter", "Octets of those packets.", &label, octets);
+    }
+    for who in ["user", "kernel", "forwarded", "outside"] {
         let (packets, octets) = refused.get(who).copied().unwrap_or_default();
         let help = "Packets that the kernel's ledgers hold, by kind of sender; what nobody adds to for a day goes.";
         page.one("egressguard_ledger_packets", "gauge", help, &[("sender", who)], packets);

@@ -20,7 +20,9 @@ use crate::policy::Policy;
 use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, QUARANTINED_HOST, QUARANTINED_USERS, compile};
 use crate::ruleset::program::{Element, Elements, GenerationId, Op, TableDump};
+use crate::state::books::{Care, LEDGER, Writer};
 use crate::state::{self, Backend, Current, Saved, StateError};
+use crate::violation::record::Kind;
 use crate::world::{Depth, FileError, Host, Kernel, KernelError, World};
 
 /// How often it is tried again when somebody else changes the packet filter meanwhile.
@@ -102,6 +104,9 @@ fn cut_off(arguments: &QuarantineArguments, world: &mut World, output: &mut Outp
             }
         },
     };
+    if already.is_none() {
+        book(Kind::Cut { evidence: kept.clone() }, world, output);
+    }
     if arguments.json {
         output.json(&json!({
             "schema": "egressguard.quarantine/1",
@@ -167,6 +172,9 @@ fn release(arguments: &QuarantineArguments, world: &mut World, output: &mut Outp
     let freed = free(&[QUARANTINED_HOST, QUARANTINED_USERS], |_| true, world)?;
     let loaded = load(&applied, &facts, world, output)?;
     let revocation = end(&loaded, world, output);
+    if loaded.changed || freed > 0 {
+        book(Kind::Release { uid: None }, world, output);
+    }
     if arguments.json {
         output.json(&json!({
             "schema": "egressguard.quarantine/1",
@@ -188,6 +196,9 @@ fn release(arguments: &QuarantineArguments, world: &mut World, output: &mut Outp
 
 fn release_user(uid: u32, arguments: &QuarantineArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let freed = free(&[QUARANTINED_USERS], |key| *key == uid.to_ne_bytes(), world)?;
+    if freed > 0 {
+        book(Kind::Release { uid: Some(uid) }, world, output);
+    }
     if arguments.json {
         output.json(&json!({"schema": "egressguard.quarantine/1", "uid": uid, "changed": freed > 0, "released": freed}))?;
     } else if freed == 0 {
@@ -213,6 +224,14 @@ fn user(who: &[String], host: &dyn Host) -> Result<u32, Failure> {
             number.parse().map_err(|_| Failure::wrong(format!("{} is not the number of a user", said(number)), HELP))
         }
         other => Err(Failure::wrong(format!("{} names no user", said(&other.join(" "))), HELP)),
+    }
+}
+
+/// Writes down what was done. It is done whether this can be written or not.
+fn book(kind: Kind, world: &mut World, output: &mut Output) {
+    let written = Writer::new(LEDGER).append(world.files, world.host.now(), &[kind], Care::OnTheDisk);
+    if let Err(error) = written {
+        output.warn(&format!("{error}: the book does not tell of it"));
     }
 }
 

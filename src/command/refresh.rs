@@ -81,6 +81,13 @@ pub fn facts(saved: &Saved, policy: &Policy, world: &World, output: &mut Output)
 
 /// Runs `refresh`.
 pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
+    let begun = world.host.since_boot();
+    if arguments.harvest {
+        world.files.lock("refresh --harvest")?;
+        let records = harvest::now(world)?;
+        output.detail(&format!("{records} records were written"));
+        return Ok(Exit::Done);
+    }
     // A kernel that cannot be used is said before DNS is waited for.
     let backend = handover::held_by(world);
     if backend == Backend::Nftables {
@@ -95,7 +102,7 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     let asked = Asked::ahead(world, output);
     world.files.lock("refresh")?;
     if handover::held_by(world) == Backend::Iptables {
-        return handover::refresh::refresh(arguments, asked, world, output);
+        return handover::refresh::refresh(arguments, asked, begun, world, output);
     }
     // ORDER: before rules are loaded that may count in other sets.
     harvest::harvest(world, output);
@@ -141,7 +148,7 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     // With rules left in place that are not ours the kernel is not what was told.
     let whole = !done.left && revoke::is_complete(revocation.as_ref());
     let last = enforce::note(&meant, done.committed.kernel, whole, enforce::problems(&confirmation), world.host);
-    state::save_refresh(world.files, &last)?;
+    state::save_refresh(world.files, &last.took(world.host.since_boot().saturating_sub(begun)))?;
     let exit = report(arguments, policy, &done, &confirmation, revocation.as_ref(), output)?;
     revocation.unwrap_or_default().conclude(exit)
 }

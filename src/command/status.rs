@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use crate::base::net::from_octets;
+use crate::base::packet::Direction;
 use crate::base::time::{Period, Timestamp};
 use crate::command::arguments::StatusArguments;
 use crate::command::{Exit, Failure, Output, enforce, handover, source};
@@ -13,6 +14,7 @@ use crate::judge::plan::plan;
 use crate::judge::surroundings::{Weight, findings};
 use crate::pins::Pins;
 use crate::policy::{Mode, Policy};
+use crate::ruleset::compile::refuse::Ledger;
 use crate::ruleset::compile::{QUARANTINED_HOST, QUARANTINED_USERS, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::TableDump;
@@ -41,6 +43,8 @@ pub(super) struct Held {
     pub(super) drift: Vec<String>,
     /// Packets and octets that the kernel's ledgers hold, by who sent them.
     pub(super) refused: BTreeMap<&'static str, (u64, u64)>,
+    /// Packets and octets that were refused since the table was made, by direction.
+    pub(super) totals: BTreeMap<Direction, (u64, u64)>,
     /// What each address has counted, over all sets.
     pub(super) counted: BTreeMap<IpAddr, (u64, u64)>,
     /// Who is cut off, and for how long.
@@ -167,6 +171,7 @@ pub(super) fn by_nftables(expected: Option<&Expected>, now: Timestamp, world: &m
         nameless: there.as_ref().map(|_| "a table `inet egressguard`"),
         drift,
         refused: there.as_ref().map(refused).unwrap_or_default(),
+        totals: there.as_ref().map(totals).unwrap_or_default(),
         counted: counters(there.as_ref()),
         quarantined: quarantined(expected, there.as_ref(), now, world.host),
     })
@@ -180,7 +185,15 @@ pub(super) fn by_iptables(expected: Option<&Expected>, now: Timestamp, world: &m
     let drift = expected.map(different).unwrap_or_default();
     let nameless = there.is_ours().then_some("something in iptables or ipset");
     let quarantined = quarantined(expected, None, now, world.host);
-    Ok(Held { identity: there.identity(), nameless, drift, refused: BTreeMap::new(), counted: there.counted(), quarantined })
+    Ok(Held {
+        identity: there.identity(),
+        nameless,
+        drift,
+        refused: BTreeMap::new(),
+        totals: BTreeMap::new(),
+        counted: there.counted(),
+        quarantined,
+    })
 }
 
 fn shown(pins: &Pins, counted: &BTreeMap<IpAddr, (u64, u64)>, now: Timestamp) -> Vec<Pin> {
@@ -214,16 +227,24 @@ fn counters(there: Option<&TableDump>) -> BTreeMap<IpAddr, (u64, u64)> {
     counters
 }
 
-/// What the ledgers of our table hold: of users of this host, of other addresses, and of what came in. Sets are named by the compiler.
+/// Packets and octets that our table has counted as refused, by direction; a direction without a packet is there, too.
+fn totals(there: &TableDump) -> BTreeMap<Direction, (u64, u64)> {
+    let mut sums = BTreeMap::new();
+    for (name, (_, elements)) in &there.sets {
+        let Some(Ledger::All(direction)) = Ledger::of_set(name) else { continue };
+        let sum: &mut (u64, u64) = sums.entry(direction).or_default();
+        for (packets, octets) in elements.values().filter_map(|element| element.counted) {
+            *sum = (sum.0.saturating_add(packets), sum.1.saturating_add(octets));
+        }
+    }
+    sums
+}
+
+/// What the ledgers of our table hold, by who sent it.
 fn refused(there: &TableDump) -> BTreeMap<&'static str, (u64, u64)> {
     let mut sums: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
     for (name, (_, elements)) in &there.sets {
-        let Some(who) = [("ledger_user", "user"), ("ledger_kernel", "kernel"), ("ledger_forward", "forwarded"), ("ledger_in", "outside")]
-            .into_iter()
-            .find_map(|(prefix, who)| name.starts_with(prefix).then_some(who))
-        else {
-            continue;
-        };
+        let Some(who) = Ledger::sender(name) else { continue };
         let sum = sums.entry(who).or_default();
         for (packets, octets) in elements.values().filter_map(|element| element.counted) {
             *sum = (sum.0.saturating_add(packets), sum.1.saturating_add(octets));

@@ -6,7 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
@@ -80,6 +80,10 @@ impl Host for LocalHost {
     fn clock(&self) -> Anchor {
         // Without the other clock every run is a boot of its own, and the wall clock is believed.
         Anchor { boot_id: self.boot_id().unwrap_or_default(), boottime: self.boottime().unwrap_or_default(), wall: self.now() }
+    }
+
+    fn since_boot(&self) -> Duration {
+        clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
     }
 
     fn slept(&self) -> u64 {

@@ -27,6 +27,18 @@ pub enum Kind {
     Count(Count),
     /// Ledger: what was refused, with no room left to count it under a destination.
     Overflow(Overflow),
+    /// Ledger: somebody cut the whole host off.
+    Cut {
+        /// The file in which it stands what the host was doing; none where it could not be written.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        evidence: Option<String>,
+    },
+    /// Ledger: somebody let go again.
+    Release {
+        /// The one user who was let go; everybody else.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        uid: Option<u32>,
+    },
     /// Watch: packets of one sender to one destination that were seen within a short time.
     Seen(Box<Seen>),
     /// Watch: so many packets were not seen, because they came faster than they were read.
@@ -346,6 +358,9 @@ pub struct Line<'a> {
     /// See [`Kind::Alert`].
     #[serde(default, borrow)]
     pub outcome: Option<Cow<'a, str>>,
+    /// See [`Kind::Cut`].
+    #[serde(default, borrow)]
+    pub evidence: Option<Cow<'a, str>>,
 }
 
 /// A [`Process`] as it stands in a line.
@@ -461,6 +476,8 @@ impl<'a> Line<'a> {
                 rule: owned(&self.rule)?,
                 line: self.line,
             })),
+            "cut" => Kind::Cut { evidence: owned(&self.evidence) },
+            "release" => Kind::Release { uid: self.uid },
             "lost" => Kind::Lost { count: self.count? },
             "other" => Kind::Other { count: self.count? },
             "started" => Kind::Started {},
@@ -617,6 +634,10 @@ mod tests {
             Kind::Overflow(Overflow { from, to, direction: Direction::In, packets: 1, bytes: 2 }),
             Kind::Seen(Box::new(seen())),
             Kind::Seen(Box::new(Seen { process: Some(Process::Gone), name: None, uid: None, user: None, line: None, ..seen() })),
+            Kind::Cut { evidence: None },
+            Kind::Cut { evidence: Some("evidence-1.json".into()) },
+            Kind::Release { uid: None },
+            Kind::Release { uid: Some(0) },
             Kind::Lost { count: 12 },
             Kind::Other { count: 3 },
             Kind::Started {},

@@ -93,10 +93,21 @@ pub struct Report {
     pub lost: u64,
     /// Times of which the kernel's counts are not known: they began anew in between.
     pub unknown: Vec<(Timestamp, Timestamp)>,
+    /// When somebody cut the host off, or let go, in the order of the book.
+    pub cuts: Vec<(Timestamp, Cut)>,
     /// When the ledger was harvested last; `None`: never.
     pub harvested: Option<Timestamp>,
     /// Packets by time, in [`PARTS`] equal parts.
     pub by_time: Vec<u64>,
+}
+
+/// What somebody did to the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cut {
+    /// Cut it off; the file with the evidence.
+    Off(Option<String>),
+    /// Let it go, or this user alone.
+    Released(Option<u32>),
 }
 
 #[derive(Debug, Clone, Default)]
@@ -124,6 +135,7 @@ pub struct Gathering {
     other: u64,
     lost: u64,
     unknown: Vec<(Timestamp, Timestamp)>,
+    cuts: Vec<(Timestamp, Cut)>,
     harvested: Option<Timestamp>,
     by_time: Vec<(u64, u64)>,
 }
@@ -133,7 +145,17 @@ impl Gathering {
     pub fn new(question: Question) -> Gathering {
         let rows = HashMap::new();
         let by_time = vec![(0, 0); PARTS];
-        Gathering { question, rows, overflow: BTreeMap::new(), other: 0, lost: 0, unknown: Vec::new(), harvested: None, by_time }
+        Gathering {
+            question,
+            rows,
+            overflow: BTreeMap::new(),
+            other: 0,
+            lost: 0,
+            unknown: Vec::new(),
+            cuts: Vec::new(),
+            harvested: None,
+            by_time,
+        }
     }
 
     /// Adds a record of the book `ledger`.
@@ -153,6 +175,17 @@ impl Gathering {
                 if let Some(from) = line.from.filter(|from| self.meets(*from, line.at)) {
                     self.unknown.push((from, line.at));
                 }
+            }
+            // Who asks about one user or place is told of the host all the same.
+            "cut" | "release" => {
+                if self.holds(line.at) {
+                    let cut = match &*line.kind {
+                        "cut" => Cut::Off(line.evidence.as_ref().map(ToString::to_string)),
+                        _ => Cut::Released(line.uid),
+                    };
+                    self.cuts.push((line.at, cut));
+                }
+                return;
             }
             _ => {}
         }
@@ -278,6 +311,7 @@ impl Gathering {
             other: self.other,
             lost: self.lost,
             unknown: self.unknown,
+            cuts: self.cuts,
             harvested: self.harvested,
             by_time: self.by_time.into_iter().map(|(kernel, watch)| if has_ledger { kernel } else { watch }).collect(),
         }

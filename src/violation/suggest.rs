@@ -364,6 +364,7 @@ mod tests {
             other: 0,
             lost: 0,
             unknown: Vec::new(),
+            cuts: Vec::new(),
             harvested: None,
             by_time: Vec::new(),
         };

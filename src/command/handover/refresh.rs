@@ -1,5 +1,7 @@
 //! `refresh` by iptables. Nothing tells whether somebody else has changed the rules, so each run reads them.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::command::arguments::RefreshArguments;
@@ -18,7 +20,13 @@ use crate::state::{self, Backend, Current, Saved};
 use crate::world::World;
 
 /// Asks DNS again and loads what has changed.
-pub fn refresh(arguments: &RefreshArguments, asked: Option<Asked>, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
+pub fn refresh(
+    arguments: &RefreshArguments,
+    asked: Option<Asked>,
+    begun: Duration,
+    world: &mut World,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
     let (saved, last) = current(world, output)?;
     let repairs = arguments.repair || last == LastApply::Interrupted;
     let Asked { policy, answers } = Asked::about(&saved, asked, world, output)?;
@@ -69,7 +77,7 @@ pub fn refresh(arguments: &RefreshArguments, asked: Option<Asked>, world: &mut W
     }
     let whole = is_ours && revoke::is_complete(revocation.as_ref());
     let last_run = enforce::note(&ruleset, GenerationId(0), whole, enforce::problems(&confirmation), world.host);
-    state::save_refresh(world.files, &last_run)?;
+    state::save_refresh(world.files, &last_run.took(world.host.since_boot().saturating_sub(begun)))?;
     let drift = if last == LastApply::Interrupted { &[] } else { drift.as_slice() };
     let exit = report(arguments, &policy, &change, drift, &confirmation, revocation.as_ref(), output)?;
     revocation.unwrap_or_default().conclude(exit)

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::command::report::Told;
 use crate::violation::Who;
 use crate::violation::book::Findings;
-use crate::violation::report::{CountedBy, Violation};
+use crate::violation::report::{CountedBy, Cut, Violation};
 
 /// The whole report.
 pub fn value(told: &Told) -> Value {
@@ -21,6 +21,10 @@ pub fn value(told: &Told) -> Value {
         "other": report.other,
         "lost": report.lost,
         "unknown": report.unknown.iter().map(|(from, to)| json!({"from": from.to_string(), "to": to.to_string()})).collect::<Vec<_>>(),
+        "cuts": report.cuts.iter().map(|(at, cut)| match cut {
+            Cut::Off(evidence) => json!({"at": at.to_string(), "what": "cut", "evidence": evidence}),
+            Cut::Released(uid) => json!({"at": at.to_string(), "what": "release", "uid": uid}),
+        }).collect::<Vec<_>>(),
         "harvested": report.harvested.map(|harvested| harvested.to_string()),
         "by_time": report.by_time,
     })

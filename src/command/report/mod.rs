@@ -16,7 +16,7 @@ use crate::pins::Pins;
 use crate::state::books;
 use crate::state::{self, Current};
 use crate::violation::book::Findings;
-use crate::violation::report::{Gathering, Place, Question, Report, Violation, suggestion};
+use crate::violation::report::{Cut, Gathering, Place, Question, Report, Violation, suggestion};
 use crate::violation::{Tuple, Who};
 use crate::world::{Files, World};
 
@@ -88,6 +88,14 @@ impl Told {
         }
         if report.lost > 0 {
             remarks.push(format!("{} packets came faster than watch could read them; the kernel counted them", report.lost));
+        }
+        for (at, cut) in &report.cuts {
+            remarks.push(match cut {
+                Cut::Off(Some(evidence)) => format!("the host was cut off at {at} by `egressguard quarantine`; evidence: {evidence}"),
+                Cut::Off(None) => format!("the host was cut off at {at} by `egressguard quarantine`"),
+                Cut::Released(Some(uid)) => format!("user {} was released at {at}", self.users.get(uid).unwrap_or(&uid.to_string())),
+                Cut::Released(None) => format!("the host was released at {at}"),
+            });
         }
         for (from, to) in &report.unknown {
             remarks.push(format!("what was counted between {from} and {to} and before the kernel's counts began anew is not known"));

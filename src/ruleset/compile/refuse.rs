@@ -38,13 +38,23 @@ impl Ledger {
         if let Some(direction) = rest.strip_prefix("all_") {
             return Direction::of_word(direction).map(Ledger::All);
         }
-        let direction = match rest.split('_').next()? {
+        let direction = match Ledger::sender(name)? {
             "user" | "kernel" => Direction::Out,
-            "forward" => Direction::Forward,
-            "in" => Direction::In,
-            _ => return None,
+            "forwarded" => Direction::Forward,
+            _ => Direction::In,
         };
         Some(Ledger::Each(direction))
+    }
+
+    /// Whose packets the set of this name tells apart: `user`, `kernel`, `forwarded` or `outside`; nothing when it tells nobody apart.
+    pub fn sender(name: &str) -> Option<&'static str> {
+        Some(match name.strip_prefix(LEDGER)?.split('_').next()? {
+            "user" => "user",
+            "kernel" => "kernel",
+            "forward" => "forwarded",
+            "in" => "outside",
+            _ => return None,
+        })
     }
 }
 
