@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod kernel;
+pub mod machine;
 pub mod nameserver;
 pub mod people;
 pub mod stream;
@@ -436,14 +437,18 @@ impl World {
 
 /// Waits until something is so; panics when it is not within five seconds.
 #[track_caller]
-pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    for _ in 0..250 {
-        if so() {
-            return;
-        }
+pub fn eventually(what: &str, so: impl FnMut() -> bool) {
+    within_seconds(5, what, so);
+}
+
+/// The same for what takes longer.
+#[track_caller]
+pub fn within_seconds(seconds: u64, what: &str, mut so: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !so() {
+        assert!(begun.elapsed() < Duration::from_secs(seconds), "not within {seconds} seconds: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
-    panic!("not within five seconds: {what}");
 }
 
 /// Panics unless an answer came.
