@@ -12,10 +12,11 @@ import path
 import peers
 import revoke
 import small
+import violations
 from report import Report
 from stage import Stage, Trouble, interfering, machine
 
-PARTS = ["apply", "refresh", "revoke", "explain", "delta", "large", "diff", "path", "nflog", "binary"]
+PARTS = ["apply", "refresh", "revoke", "explain", "delta", "large", "diff", "path", "nflog", "violations", "binary"]
 
 
 def parts(text):
@@ -66,6 +67,8 @@ def main():
             path.path(stage, report, max(5, chosen.rounds // 2))
         if "nflog" in chosen.only:
             nflog.nflog(stage, report)
+        if "violations" in chosen.only:
+            violations.violations(stage, report)
         if "binary" in chosen.only:
             small.binary(stage, report, chosen, peak)
     finally:
