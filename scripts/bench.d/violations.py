@@ -53,7 +53,7 @@ def cut(stage, report):
     stage.inside(host, "ip", "route", "add", "198.18.0.0/15", "via", PEER)
     counting = (
         f"table ip wire {{ chain arriving {{ type filter hook prerouting priority -300; "
-        f"ip daddr {ALLOWED} udp dport 7 counter drop; ip saddr {HOST} udp dport 7 counter drop; }} }}"
+        f"ip daddr {ALLOWED} udp dport 7 counter drop; ip saddr {HOST} udp dport 7 counter drop; }} ; }}"
     )
     stage.inside(peer, "nft", counting)
     policy = stage.work / "cut.yaml"
