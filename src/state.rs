@@ -5,6 +5,7 @@
 //! anywhere leaves the old generation or the new one, each whole, and the generation that the kernel itself names says which.
 
 pub mod books;
+pub mod trial;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -334,6 +335,8 @@ pub fn prepare_current(files: &mut dyn Files, generation: u64) -> Result<(), Sta
 pub fn make_current(files: &mut dyn Files, generation: u64) -> Result<(), StateError> {
     let previous = current(files).unwrap_or(Current::Nothing);
     files.publish(CURRENT)?;
+    // Whatever was on trial beside the one before is no longer.
+    trial::forget_trial(files);
     // Named again, it is the same generation with more pins; the one before it is still the one before.
     let below =
         || files.list().unwrap_or_default().iter().filter_map(|name| generation_of(name)).filter(|number| *number < generation).max();
@@ -367,6 +370,7 @@ pub fn discard(files: &mut dyn Files, generation: u64) {
 pub fn make_removed(files: &mut dyn Files) -> Result<(), StateError> {
     let last = highest(files)?;
     files.write(CURRENT, format!("{REMOVED} {last}\n").as_bytes())?;
+    trial::forget_trial(files);
     // It only saves work, and is of no generation that counts.
     let _ = files.remove(REFRESH);
     Ok(())

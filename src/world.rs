@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -277,6 +277,11 @@ pub trait Host {
 
     /// The host's real upstream DNS servers; empty when it names none.
     fn system_servers(&self) -> Result<Vec<IpAddr>, String>;
+
+    /// Both ends of the connection of the remote session this runs in, the peer's first; `None` when it runs in none.
+    fn remote_flow(&self) -> Option<(SocketAddr, SocketAddr)> {
+        None
+    }
 
     /// The peer and the local port of the remote session this runs in, as `SSH_CONNECTION` tells; `None` when it runs in none.
     fn remote_session(&self) -> Option<(IpAddr, u16)>;

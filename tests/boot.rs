@@ -99,6 +99,11 @@ fn boots(world: &World) {
     running.run("systemctl", &["show", "-P", "Result", "egressguard-refresh.service"]).says(&["success"]);
     running.run("egressguard", &["verify"]).exits(0);
 
+    // Another policy is on trial when the power goes: no boot knows of it.
+    machine.write("etc/egressguard/tried.yaml", &format!("version: 1\noutbound:\n  - {{to: {STRANGER_V4}, port: 4444, protocol: tcp}}\n"));
+    running.run("egressguard", &["apply", "/etc/egressguard/tried.yaml", "--confirm", "1h"]).exits(0);
+    assert!(connects(&running, STRANGER_V4, 4444) && !connects(&running, API_V4, 443));
+
     // The power goes, and with it the name server: what was saved is in force before there is a network.
     running.pull_the_plug();
     wire.reset();

@@ -13,7 +13,7 @@ use crate::command::arguments::ApplyArguments;
 use crate::command::enforce::{self, Committed, Told};
 use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, handover, harvest, remove, test};
+use crate::command::{Exit, Failure, Output, handover, harvest, remove, test, trial};
 use crate::judge::plan::{Plan, plan};
 use crate::judge::{Verdict, traces};
 use crate::pins::{self, Answer, Confirmation, NamePins, Outcome, Pins, What};
@@ -32,8 +32,12 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
     for unit in source::idle_units(&source.policy, &facts) {
         output.warn(&format!("no unit `{unit}` runs here: its rule is loaded by the refresh that finds it running"));
     }
-    if !arguments.force {
-        refuse_lockout(&source.policy, &facts, world.host.remote_session())?;
+    let trial = arguments.confirm.as_deref().map(trial::lasts).transpose()?;
+    match refuse_lockout(&source.policy, &facts, world.host.remote_session()) {
+        // Whoever locks himself out of a trial waits for its end.
+        Err(failure) if trial.is_some() => output.warn(&format!("{}; it ends by itself", failure.message)),
+        Err(failure) if !arguments.force => return Err(failure),
+        _ => {}
     }
     // A kernel that cannot be used is said before DNS is waited for.
     match handover::apply::backend(arguments.backend, world.files) {
@@ -71,6 +75,12 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
             message: format!("the policy fails its own tests\n{failing}"),
             help: Some("nothing was changed; mend the rule or the test, or use `--skip-tests`".to_string()),
         });
+    }
+    if let Some(lasts) = trial {
+        if backend == Backend::Iptables || before == Backend::Iptables {
+            return Err(Failure::refused("iptables cannot fall back by itself", "leave `--confirm` out, and keep a console at hand"));
+        }
+        return trial::begin(arguments, lasts, &source, &facts, &confirmation, world, output);
     }
     let applied = match backend {
         Backend::Iptables => handover::apply::apply(arguments, &source, &facts, confirmation, world, output),

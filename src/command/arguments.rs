@@ -77,6 +77,10 @@ pub enum Command {
     Render(RenderArguments),
     /// Resolve, compile, load at once, read back, and save.
     Apply(ApplyArguments),
+    /// Keep the policy that is on trial.
+    Confirm(ConfirmArguments),
+    /// Take the policy that is on trial back at once.
+    Rollback(RollbackArguments),
     /// Resolve again and update what has changed.
     Refresh(RefreshArguments),
     /// Load the last applied policy without DNS; lockdown when there is none.
@@ -295,6 +299,9 @@ pub struct ApplyArguments {
     /// Take the addresses from this pins file and ask no DNS server.
     #[arg(long, value_name = "FILE")]
     pub pins: Option<String>,
+    /// Only for so long, unless `egressguard confirm` comes from a new connection: then the kernel falls back by itself.
+    #[arg(long, value_name = "TIME", conflicts_with = "dry_run")]
+    pub confirm: Option<String>,
     /// Apply although this remote session could not be opened again.
     #[arg(long)]
     pub force: bool,
@@ -304,6 +311,25 @@ pub struct ApplyArguments {
     /// Which packet filter is to hold the rules [default: the one of the last apply; nftables at first].
     #[arg(long, value_name = "BACKEND")]
     pub backend: Option<BackendName>,
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `confirm`.
+#[derive(Debug, Args)]
+pub struct ConfirmArguments {
+    /// Also from a connection that is older than the rules on trial.
+    #[arg(long)]
+    pub force: bool,
+    /// Answer with a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `rollback`.
+#[derive(Debug, Args)]
+pub struct RollbackArguments {
     /// Answer with a JSON object.
     #[arg(long)]
     pub json: bool,

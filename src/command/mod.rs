@@ -20,6 +20,7 @@ pub mod source;
 pub mod status;
 pub mod suggest;
 pub mod test;
+pub mod trial;
 pub mod verdict;
 pub mod verify;
 pub mod watch;
@@ -266,6 +267,8 @@ pub fn run(command: &Command, world: &mut World, output: &mut Output) -> Result<
         Command::Diff(arguments) => diff::diff(arguments, world, output),
         Command::Resolve(arguments) => offline::resolve(arguments, world, output),
         Command::Apply(arguments) => apply::apply(arguments, world, output),
+        Command::Confirm(arguments) => trial::confirm(arguments, world, output),
+        Command::Rollback(arguments) => trial::rollback(arguments, world, output),
         Command::Refresh(arguments) => refresh::refresh(arguments, world, output),
         Command::Restore => restore::restore(world, output),
         Command::Status(arguments) => status::status(arguments, world, output),

@@ -14,6 +14,7 @@ use crate::command::arguments::RefreshArguments;
 use crate::command::enforce::{self, Chosen, Committed, Knowledge, Proposal, Then};
 use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
+use crate::command::trial::{self, Found};
 use crate::command::{Exit, Failure, Output, apply, handover, harvest, remove, restore};
 use crate::judge::drift::drift;
 use crate::judge::plan::{NotOurs, Plan, plan};
@@ -23,8 +24,9 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::lift::lift;
 use crate::ruleset::program::{GenerationId, Op, TableDump};
+use crate::state::trial::Trial;
 use crate::state::{self, Backend, Current, Saved, StateError};
-use crate::world::{Depth, FileError, World};
+use crate::world::{Depth, FileError, Host, World};
 
 /// What is to be refreshed.
 struct Refresh {
@@ -93,6 +95,18 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     if backend == Backend::Nftables {
         world.kernel.generation()?;
     }
+    // ORDER: before anything is put right: what a trial has changed is no drift.
+    if backend == Backend::Nftables && state::trial::trial(world.files).is_some() {
+        world.files.lock("refresh")?;
+        match trial::settle(world, output)? {
+            Found::Running(trial) => {
+                harvest::harvest(world, output);
+                return on_trial(arguments, &trial, world.host, output);
+            }
+            Found::Ended { is_applied: false } => return Ok(Exit::Done),
+            Found::Ended { .. } | Found::Nothing => world.files.unlock(),
+        }
+    }
     // ORDER: first what is known without DNS: a host whose rules are gone is not left open while nobody answers.
     let put_back = match arguments.repair && backend == Backend::Nftables {
         true => put_back(world, output)?,
@@ -151,6 +165,21 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     state::save_refresh(world.files, &last.took(world.host.since_boot().saturating_sub(begun)))?;
     let exit = report(arguments, policy, &done, &confirmation, revocation.as_ref(), output)?;
     revocation.unwrap_or_default().conclude(exit)
+}
+
+/// Says that nothing is refreshed while a policy is on trial.
+fn on_trial(arguments: &RefreshArguments, trial: &Trial, host: &dyn Host, output: &mut Output) -> Result<Exit, Failure> {
+    let left = trial.left(host);
+    if arguments.json {
+        output.json(&json!({
+            "schema": "egressguard.refresh/1",
+            "changed": false,
+            "trial": {"generation": trial.generation, "policy": trial.policy, "seconds_left": left.seconds()},
+        }))?;
+    } else {
+        output.say(&format!("unchanged: policy `{}` is on trial for another {left}; nothing is refreshed meanwhile", trial.policy))?;
+    }
+    Ok(Exit::Done)
 }
 
 /// Loads the rules that were saved where the kernel does not hold them, with the pins that are known; what was changed. Where they are gone

@@ -62,6 +62,8 @@ pub fn restore(world: &mut World, output: &mut Output) -> Result<Exit, Failure> 
         // No failure: a boot waits for the rules, and before the network is up nothing is under way. The first refresh revokes.
         output.warn(&format!("flows from before may go on until the next refresh: {why}"));
     }
+    // It has loaded rules of its own.
+    state::trial::forget_trial(world.files);
     // Facts and clocks may be others than the saved ones: the first refresh looks for itself.
     let last = enforce::note(&meant, kernel_generation, false, BTreeMap::new(), world.host);
     // Only saves the first refresh some work.

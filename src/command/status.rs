@@ -9,7 +9,7 @@ use crate::base::net::from_octets;
 use crate::base::packet::Direction;
 use crate::base::time::{Period, Timestamp};
 use crate::command::arguments::StatusArguments;
-use crate::command::{Exit, Failure, Output, enforce, handover, source};
+use crate::command::{Exit, Failure, Output, enforce, handover, source, trial};
 use crate::judge::plan::plan;
 use crate::judge::surroundings::{Weight, findings};
 use crate::pins::Pins;
@@ -77,6 +77,7 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
     };
     let last = state::last_refresh(world.files);
     let saved = expected.as_ref().map(|expected| &expected.saved);
+    let tried = trial::running(world);
     let pins = expected.as_ref().map(|expected| shown(&expected.pins, &counted, now)).unwrap_or_default();
     let every = expected.as_ref().map(|expected| expected.policy.refresh.every);
     let unresolved: Vec<String> =
@@ -99,6 +100,7 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
             "generation": identity.as_ref().map(|identity| identity.generation),
             "applied_at": saved.map(|saved| saved.record.applied().to_string()),
             "mode": mode,
+            "trial": tried.as_ref().map(|trial| json!({"generation": trial.generation, "policy": trial.policy, "seconds_left": trial.left(world.host).seconds()})),
             "pins": pins.iter().map(pin_json).collect::<Vec<_>>(),
             "unresolved": unresolved,
             "drift": drift,
@@ -117,6 +119,13 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
         }
         (None, Some(what)) => output.say(&format!("policy      unknown: there is {what} that does not say whose it is"))?,
         (None, None) => output.say("policy      none: no rules are loaded, nothing is filtered by egressguard")?,
+    }
+    if let Some(trial) = &tried {
+        let left = trial.left(world.host).seconds();
+        output.say(&format!(
+            "on trial    {} (generation {}): {left} s left, then the above counts; `egressguard confirm` keeps it",
+            trial.policy, trial.generation
+        ))?;
     }
     if backend == Backend::Iptables {
         output.say("backend     iptables, ip6tables and ipset")?;
@@ -148,7 +157,8 @@ pub(super) fn expected(world: &World, output: &mut Output) -> Result<Option<Expe
     let Some(saved) = saved else { return Ok(None) };
     let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
     let pins = enforce::earlier_pins(&saved, &policy, world.host);
-    let meant = compile(&policy, &pins, &saved.record.facts(&world.host.clock()), saved.record.generation).loadable();
+    let rules = compile(&policy, &pins, &saved.record.facts(&world.host.clock()), saved.record.generation).loadable();
+    let meant = trial::meant(rules, world, output);
     Ok(Some(Expected { saved, policy, pins, meant }))
 }
 

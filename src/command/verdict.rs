@@ -61,6 +61,7 @@ fn built_in(rule: &str) -> Option<&'static str> {
         "refuse-in" => "nothing lets it in",
         "refuse-forward" => "nothing lets it through",
         "policy" => "the end of the chain",
+        "trial" => "before the policy on trial everything passed",
         "no-rules" => "no rules are loaded where it passes",
         _ => return None,
     })

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::command::arguments::VerifyArguments;
-use crate::command::{Exit, Failure, Output, enforce, handover, source};
+use crate::command::{Exit, Failure, Output, enforce, handover, source, trial};
 use crate::judge::drift::{Difference, drift};
 use crate::judge::surroundings::{Finding, NEVER_SEEN, Weight, findings};
 use crate::policy::Policy;
@@ -20,7 +20,7 @@ pub fn verify(arguments: &VerifyArguments, world: &mut World, output: &mut Outpu
     let Current::Generation(generation) = state::current(world.files)? else { return Err(nothing()) };
     let saved = state::load(world.files, generation)?.ok_or_else(nothing)?;
     let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
-    let meant = enforce::earlier_rules(&saved, &policy, world.host);
+    let meant = trial::meant(enforce::earlier_rules(&saved, &policy, world.host), world, output);
     let backend = handover::held_by(world);
     let mut look = || -> Result<Vec<Difference>, Failure> {
         if backend == Backend::Iptables {

@@ -13,7 +13,7 @@ use crate::policy::yaml::{Node, Span, Value};
 use crate::policy::{Destination, Line, Outbound, Scope, Target, Transport};
 
 /// Ids of the rules that every policy has. No way out may take one.
-pub const RESERVED_IDS: [&str; 24] = [
+pub const RESERVED_IDS: [&str; 25] = [
     "loopback",
     "management",
     "quarantine",
@@ -38,6 +38,7 @@ pub const RESERVED_IDS: [&str; 24] = [
     "ledger",
     "policy",
     "no-rules",
+    "trial",
 ];
 
 const KEYS: [&str; 5] = ["id", "to", "port", "protocol", "for"];

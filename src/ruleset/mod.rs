@@ -12,6 +12,7 @@ pub mod rule;
 pub mod set;
 pub mod surroundings;
 pub mod text;
+pub mod trial;
 
 use std::collections::BTreeMap;
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -134,6 +134,10 @@ impl Host for LocalHost {
     }
 
     fn remote_session(&self) -> Option<(IpAddr, u16)> {
+        self.remote_flow().map(|(peer, own)| (peer.ip(), own.port()))
+    }
+
+    fn remote_flow(&self) -> Option<(SocketAddr, SocketAddr)> {
         let ancestors = ancestors();
         // Whoever went into a namespace of its own since cannot cut off the session that it was started from.
         let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
@@ -143,7 +147,7 @@ impl Host for LocalHost {
         }
         // sudo drops the variable; the shell that sudo was called from still has it.
         let inherited = || ancestors.iter().find_map(|pid| ssh_connection_of(*pid));
-        std::env::var("SSH_CONNECTION").ok().or_else(inherited).and_then(|connection| ssh_peer(&connection))
+        std::env::var("SSH_CONNECTION").ok().or_else(inherited).and_then(|connection| ssh_flow(&connection))
     }
 }
 
@@ -167,12 +171,15 @@ fn ssh_connection_of(pid: u32) -> Option<String> {
     String::from_utf8(connection.to_vec()).ok()
 }
 
-/// Peer address and own port of `PEER PEER-PORT OWN OWN-PORT`, as sshd(8) writes it.
-fn ssh_peer(connection: &str) -> Option<(IpAddr, u16)> {
+/// Both ends of `PEER PEER-PORT OWN OWN-PORT`, as sshd(8) writes it.
+fn ssh_flow(connection: &str) -> Option<(SocketAddr, SocketAddr)> {
     let words: Vec<&str> = connection.split(' ').collect();
-    let [peer, _, _, port] = words[..] else { return None };
-    let peer: IpAddr = peer.split('%').next()?.parse().ok()?;
-    Some((peer.to_canonical(), port.parse().ok()?))
+    let [peer, peer_port, own, own_port] = words[..] else { return None };
+    let end = |address: &str, port: &str| {
+        let address: IpAddr = address.split('%').next()?.parse().ok()?;
+        Some(SocketAddr::new(address.to_canonical(), port.parse().ok()?))
+    };
+    Some((end(peer, peer_port)?, end(own, own_port)?))
 }
 
 /// getpwnam(3) lists errors by which some of its sources say that there is no such entry.
@@ -325,10 +332,10 @@ mod tests {
 
     #[test]
     fn an_ssh_session_is_its_peer_and_our_port() {
-        let of = |text: &str| ssh_peer(text).map(|(peer, port)| format!("{peer} {port}"));
-        assert_eq!(of("203.0.113.9 52011 10.0.0.2 22").as_deref(), Some("203.0.113.9 22"));
-        assert_eq!(of("fe80::1%eth0 52011 fe80::2%eth0 2222").as_deref(), Some("fe80::1 2222"));
-        assert_eq!(of("::ffff:203.0.113.9 1 ::ffff:10.0.0.2 22").as_deref(), Some("203.0.113.9 22"));
+        let of = |text: &str| ssh_flow(text).map(|(peer, own)| format!("{peer} {own}"));
+        assert_eq!(of("203.0.113.9 52011 10.0.0.2 22").as_deref(), Some("203.0.113.9:52011 10.0.0.2:22"));
+        assert_eq!(of("fe80::1%eth0 52011 fe80::2%eth0 2222").as_deref(), Some("[fe80::1]:52011 [fe80::2]:2222"));
+        assert_eq!(of("::ffff:203.0.113.9 1 ::ffff:10.0.0.2 22").as_deref(), Some("203.0.113.9:1 10.0.0.2:22"));
         assert_eq!(of("nonsense"), None);
         assert_eq!(of("a b c d"), None);
     }

@@ -30,6 +30,7 @@ pub fn idle(world: &World, from: Side, to: Side, address: &str, port: u16) -> (T
 
 /// A connection whose opener writes all the time.
 pub struct Stream {
+    opener: SocketAddr,
     sent: Arc<AtomicU64>,
     received: Arc<AtomicU64>,
     writer: Arc<Mutex<Option<(ErrorKind, Instant)>>>,
@@ -46,6 +47,7 @@ impl Stream {
     }
 
     fn between(mut near: TcpStream, mut far: TcpStream) -> Stream {
+        let opener = near.local_addr().expect("it is connected");
         let (sent, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (writer, reader) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
         let (count, end) = (sent.clone(), writer.clone());
@@ -71,7 +73,12 @@ impl Stream {
             };
             *end.lock().unwrap() = Some(why);
         });
-        Stream { sent, received, writer, reader }
+        Stream { opener, sent, received, writer, reader }
+    }
+
+    /// The end of whoever opened it.
+    pub fn opener(&self) -> SocketAddr {
+        self.opener
     }
 
     /// Panics unless octets arrive.
