@@ -195,7 +195,11 @@ impl Gathering {
     /// Adds what the kernel has counted since the last harvest.
     pub fn pending(&mut self, kind: &Kind) {
         match kind {
-            Kind::Count(count) => self.count(count.from, count.to, count.tuple.into(), count.packets, count.bytes, count.last),
+            // It is asked after the question, and times are whole seconds: what has happened by now is no later than what is asked about.
+            Kind::Count(count) => {
+                let (to, last) = (count.to.min(self.question.until), count.last.map(|last| last.min(self.question.until)));
+                self.count(count.from, to, count.tuple.into(), count.packets, count.bytes, last);
+            }
             Kind::Overflow(more) => self.overflowed(more.from, more.to, more.direction, more.packets),
             _ => {}
         }
@@ -499,6 +503,14 @@ mod tests {
         assert_eq!(ports(Question { to: Some(Place::Net("198.51.100.0/24".parse().unwrap())), ..question() }), [2]);
         assert_eq!(ports(Question { to: Some(Place::Name("other.example.com".to_string())), ..question() }), [0u16; 0]);
         assert_eq!(ports(Question { direction: Some(Direction::In), ..question() }), [0u16; 0]);
+    }
+
+    #[test]
+    fn what_the_kernel_tells_a_second_after_the_question_is_part_of_the_answer() {
+        let mut gathering = Gathering::new(Question { until: at(60), ..question() });
+        let Kind::Count(late) = count(0, 61, out(7, "198.51.100.1", 25), 5) else { panic!("it is a count") };
+        gathering.pending(&Kind::Count(Count { last: Some(at(61)), ..late }));
+        assert_eq!(gathering.finish(|_| None).total, 5);
     }
 
     #[test]
