@@ -163,6 +163,9 @@ impl Dimension {
         Dimension::DestinationV6,
     ];
 
+    /// Those of addresses.
+    pub const ADDRESSES: [Dimension; 4] = [Dimension::SourceV4, Dimension::SourceV6, Dimension::DestinationV4, Dimension::DestinationV6];
+
     /// The dimension that a field cuts; `None` for fields that a [`Place`] settles.
     pub fn of(field: Field) -> Option<Dimension> {
         Some(match field {
