@@ -203,12 +203,14 @@ impl Words<'_> {
     fn flags(&self) -> Option<Items> {
         let bound = self.part.bound(Dimension::TcpFlags)?;
         let masks = [(TCP_RST | TCP_ACK, ["ack or rst", "neither ack nor rst"]), (TCP_RST, ["rst", "no rst"])];
-        let said = masks.into_iter().find_map(|(mask, [any, none])| {
-            let answering = Values::points((0..=255).filter(|flags| flags & mask != 0));
-            if *bound == answering {
-                return Some(any);
-            }
-            (*bound == Dimension::TcpFlags.domain().without(&answering)).then_some(none)
+        let is = |wanted: &dyn Fn(u128) -> bool| {
+            let bound = bound.intervals().iter().flat_map(|(first, last)| *first..=*last);
+            bound.eq((0..=255).filter(|flags| wanted(*flags)))
+        };
+        let said = masks.into_iter().find_map(|(mask, [any, none])| match () {
+            () if is(&|flags| flags & mask != 0) => Some(any),
+            () if is(&|flags| flags & mask == 0) => Some(none),
+            () => None,
         });
         Some(match said {
             Some(said) => Items::Of(vec![said.to_string()]),
