@@ -364,29 +364,34 @@ impl Divide<'_> {
         cuts.dedup();
         let (mut begins, mut ends) = (begins.into_iter().peekable(), ends.into_iter().peekable());
         let mut domain = domain.intervals().iter().peekable();
-        let mut met: BTreeMap<AtomId, Label> = BTreeMap::new();
+        // By number, as they stand in a class.
+        let mut met = Met::new();
         let mut classes: Vec<Met> = Vec::new();
         let mut intervals: Vec<Vec<(u128, u128)>> = Vec::new();
         let mut numbers: HashMap<Met, usize> = HashMap::new();
         for (position, first) in cuts.iter().copied().enumerate() {
             // ORDER: ends before begins, because one interval of an atom may begin where another ends.
             while let Some((_, atom)) = ends.next_if(|(at, _)| *at <= first) {
-                met.remove(&atom);
+                if let Ok(at) = met.binary_search_by_key(&atom, |answer| answer.0) {
+                    met.remove(at);
+                }
             }
             while let Some((_, atom, label)) = begins.next_if(|(at, _, _)| *at <= first) {
-                met.insert(atom, label);
+                match met.binary_search_by_key(&atom, |answer| answer.0) {
+                    Ok(at) => met[at] = (atom, label),
+                    Err(at) => met.insert(at, (atom, label)),
+                }
             }
             while domain.next_if(|interval| interval.1 < first).is_some() {}
             if domain.peek().is_none_or(|interval| interval.0 > first) {
                 continue;
             }
             let last = cuts.get(position + 1).map_or(u128::MAX, |next| next - 1);
-            let answers: Met = met.iter().map(|(atom, label)| (*atom, *label)).collect();
-            match numbers.get(&answers).and_then(|number| intervals.get_mut(*number)) {
+            match numbers.get(&met).and_then(|number| intervals.get_mut(*number)) {
                 Some(intervals) => intervals.push((first, last)),
                 None => {
-                    numbers.insert(answers.clone(), classes.len());
-                    classes.push(answers);
+                    numbers.insert(met.clone(), classes.len());
+                    classes.push(met.clone());
                     intervals.push(vec![(first, last)]);
                 }
             }

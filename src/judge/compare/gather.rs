@@ -396,3 +396,40 @@ fn both(four: Bounds, six: &Bounds) -> Bounds {
     }
     joined
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// Boxes that differ in little, so that many can be joined and many have the same addresses.
+    fn boxes() -> impl Strategy<Value = Vec<Bounds>> {
+        let states = [ct_state::NEW, ct_state::RELATED, ct_state::INVALID];
+        let bounds = (0..4usize, 0..4usize, 0..3usize, 0..4u128, 0..4u128).prop_map(move |(family, state, socket, four, six)| {
+            let one = |dimension: Dimension, value: Option<u128>| value.map(|value| (dimension, Values::one(value)));
+            let bounds = [
+                one(Dimension::Family, Family::BOTH.get(family).map(|family| family.nfproto().into())),
+                one(Dimension::State, states.get(state).copied()),
+                one(Dimension::Socket, [0, 1].get(socket).copied()),
+                one(Dimension::DestinationV4, (four > 0).then_some(four.min(2))),
+                one(Dimension::DestinationV6, (six > 0).then_some(six.min(2))),
+            ];
+            bounds.into_iter().flatten().collect()
+        });
+        vec(bounds, 1..6)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_joined_by_stand_ins_is_what_is_joined_without(all in vec(boxes(), 1..8)) {
+            let mut forms = Forms::default();
+            for boxes in all {
+                let (form, alone) = (forms.of(boxes.clone()), Form::new(boxes));
+                prop_assert_eq!(form.boxes, alone.boxes);
+                prop_assert_eq!(form.hull, alone.hull);
+                prop_assert_eq!(form.is_answered, alone.is_answered);
+            }
+        }
+    }
+}

@@ -274,15 +274,15 @@ impl Words<'_> {
                 (End::Destination, Family::V4) => (Dimension::DestinationV4, "any IPv4 address"),
                 (End::Destination, Family::V6) => (Dimension::DestinationV6, "any IPv6 address"),
             };
-            let place = self.part.places.first().copied().unwrap_or(Place::Wire(Direction::Out));
-            let domain = place.domain(dimension);
-            let bound = match self.part.bound(dimension) {
-                Some(bound) if *bound != domain => bound,
-                _ => {
-                    rest.push(name);
-                    continue;
-                }
+            let Some(bound) = self.part.bound(dimension) else {
+                rest.push(name);
+                continue;
             };
+            let domain = self.part.places.first().copied().unwrap_or(Place::Wire(Direction::Out)).domain(dimension);
+            if *bound == domain {
+                rest.push(name);
+                continue;
+            }
             // Of more than half of the addresses it is said what is missing.
             let (list, words) = if size(bound) > size(&domain) / 2 {
                 rest.push(name);
