@@ -26,7 +26,7 @@ pub mod verify;
 pub mod watch;
 
 use std::borrow::Cow;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
 use nix::errno::Errno;
 use serde::Serialize;
@@ -150,6 +150,9 @@ pub struct Output<'a> {
     pub verbosity: Verbosity,
 }
 
+/// How much of a JSON object is written at once.
+const PIECE: usize = 64 << 10;
+
 /// How words look on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
@@ -208,10 +211,10 @@ impl Output<'_> {
 
     /// A JSON object.
     pub fn json(&mut self, value: &impl Serialize) -> io::Result<()> {
-        // As one text: standard output writes line by line.
-        let mut text = serde_json::to_vec_pretty(value)?;
-        text.push(b'\n');
-        heard(self.out.write_all(&text))
+        // In large pieces: standard output writes line by line, and the whole of a large comparison is tens of megabytes.
+        let mut out = BufWriter::with_capacity(PIECE, &mut *self.out);
+        let written = serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from);
+        heard(written.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()))
     }
 
     /// How a failure is told.

@@ -25,7 +25,7 @@ use crate::ruleset::field::Field;
 use crate::ruleset::rule::Operator;
 
 pub use packet::Packet;
-pub use trace::{Outcome, Refusal, Step, Trace, Verdict, judge, verdict};
+pub use trace::{Outcome, Prepared, Refusal, Step, Trace, Verdict, judge};
 
 /// How one of the policy's own tests ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +64,9 @@ pub fn policy_tests(policy: &Policy, pins: &Pins, facts: &Facts) -> Vec<TestOutc
 
 /// Judges every packet that a spelling stands for.
 pub fn traces(ruleset: &Ruleset, spec: &PacketSpec, pins: &Pins, facts: &Facts) -> Vec<(Packet, Trace)> {
+    let rules = Prepared::new(ruleset);
     let judged = |packet: Packet| {
-        let trace = judge(ruleset, &packet);
+        let trace = rules.judge(&packet);
         (packet, trace)
     };
     with_ports(ruleset, spec).iter().flat_map(|spec| Packet::from_spec(spec, pins, facts)).map(judged).collect()

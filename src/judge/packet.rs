@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::base::name::DnsName;
-use crate::base::net::{Family, Protocol, octets};
+use crate::base::net::{Family, Protocol};
 use crate::base::packet::{Direction, Owner, PacketSpec, Peer, State};
 use crate::pins::Pins;
 use crate::ruleset::compile::Facts;
@@ -253,15 +253,15 @@ impl Payload {
 
 /// What this field reads off this packet; `None` where the kernel finds no value and the rule does not match.
 pub fn value(field: Field, packet: &Packet) -> Option<u128> {
-    let interface = match packet.link {
+    let interface = || match packet.link {
         Link::Loopback => LOOPBACK,
         Link::Other => OTHER_INTERFACE,
     };
     let socket = packet.socket.as_ref();
-    let tracking = Some(packet.tracking).filter(|tracking| tracking.state != State::Invalid);
+    let tracking = || Some(&packet.tracking).filter(|tracking| tracking.state != State::Invalid);
     match field {
-        Field::InputInterface => (packet.direction != Direction::Out).then_some(interface),
-        Field::OutputInterface => (packet.direction != Direction::In).then_some(interface),
+        Field::InputInterface => (packet.direction != Direction::Out).then(interface),
+        Field::OutputInterface => (packet.direction != Direction::In).then(interface),
         Field::NetworkFamily => Some(packet.family().nfproto().into()),
         Field::L4Protocol => Some(packet.payload.protocol().0.into()),
         Field::Everybody => Some(0),
@@ -274,9 +274,9 @@ pub fn value(field: Field, packet: &Packet) -> Option<u128> {
             State::Related => ct_state::RELATED,
             State::Invalid => ct_state::INVALID,
         }),
-        Field::ConntrackDirection => tracking.map(|tracking| if tracking.sender == Sender::Original { 0 } else { 1 }),
-        Field::ConntrackStatus => tracking.map(|tracking| tracking.status.into()),
-        Field::OriginalDestinationPort => tracking.and_then(|tracking| tracking.original_port).map(u128::from),
+        Field::ConntrackDirection => tracking().map(|tracking| if tracking.sender == Sender::Original { 0 } else { 1 }),
+        Field::ConntrackStatus => tracking().map(|tracking| tracking.status.into()),
+        Field::OriginalDestinationPort => tracking().and_then(|tracking| tracking.original_port).map(u128::from),
         Field::SourceAddress(family) => (packet.family() == family).then(|| number(&packet.source)),
         Field::DestinationAddress(family) => (packet.family() == family).then(|| number(&packet.destination)),
         Field::SourcePort(protocol) => packet.payload.source_port().filter(|_| packet.payload.protocol() == protocol).map(u128::from),
@@ -300,8 +300,12 @@ pub fn value(field: Field, packet: &Packet) -> Option<u128> {
     }
 }
 
-fn number(address: &IpAddr) -> u128 {
-    octets(address).iter().fold(0, |number, octet| (number << 8) | u128::from(*octet))
+/// An address as a value.
+pub fn number(address: &IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
 }
 
 fn addresses(peer: &Peer, pins: &Pins) -> Vec<IpAddr> {

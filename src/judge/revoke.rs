@@ -15,7 +15,7 @@ use crate::base::net::{Family, Protocol};
 use crate::base::packet::Direction;
 use crate::judge::flow::{Beginning, Flow, LocalSocket, OwnerDetail, Tuple, Underway};
 use crate::judge::packet::{Link, Packet, Payload, Socket, TCP_SYN};
-use crate::judge::trace::{Verdict, verdict};
+use crate::judge::trace::{Prepared, Verdict};
 use crate::policy::Mode;
 use crate::ruleset::Ruleset;
 use crate::ruleset::field::Field;
@@ -53,7 +53,7 @@ pub fn revoke<'a>(ruleset: &Ruleset, underway: &'a Underway) -> Revoked<'a> {
     if ruleset.identity.mode == Mode::Observe {
         return revoked;
     }
-    let review = Review { ruleset, underway, sockets: Index::new(&underway.sockets) };
+    let review = Review { rules: Prepared::new(ruleset), underway, sockets: Index::new(&underway.sockets) };
     // What the flows of a socket say of it; a socket without any is judged by itself.
     let mut said: BTreeMap<usize, Stay> = BTreeMap::new();
     for flow in &underway.flows {
@@ -155,7 +155,7 @@ impl Opening {
 }
 
 struct Review<'a> {
-    ruleset: &'a Ruleset,
+    rules: Prepared<'a>,
     underway: &'a Underway,
     sockets: Index,
 }
@@ -230,7 +230,7 @@ impl Review<'_> {
     }
 
     fn allows(&self, packet: Option<Packet>) -> bool {
-        packet.is_some_and(|packet| verdict(self.ruleset, &packet) == Verdict::Allow)
+        packet.is_some_and(|packet| self.rules.decide(&packet).verdict == Verdict::Allow)
     }
 }
 

@@ -3,7 +3,6 @@
 //! Every set holds what the ruleset says it holds, so sets that rules fill are empty unless the caller puts members into them.
 //! No rate is ever exceeded, and a set that rules fill always has room.
 
-use std::collections::HashMap;
 use std::fmt::Write;
 
 use crate::base::packet::Direction;
@@ -101,35 +100,67 @@ fn hooks(direction: Direction) -> &'static [Hook] {
 /// Judges a packet under these rules. Total: what the kernel would refuse to load (a chain or set that does not exist, a loop)
 /// ends in a drop or does not match.
 pub fn judge(ruleset: &Ruleset, packet: &Packet) -> Trace {
-    walk(ruleset, packet, Telling::Everything)
+    Prepared::new(ruleset).judge(packet)
 }
 
-/// What [`judge`] says becomes of the packet, without the way there: for many packets at once, for putting the way into words costs
-/// more than going it.
-pub fn verdict(ruleset: &Ruleset, packet: &Packet) -> Verdict {
-    decide(ruleset, packet).verdict
-}
-
-/// What [`judge`] says, without the steps.
-pub fn decide(ruleset: &Ruleset, packet: &Packet) -> Trace {
-    walk(ruleset, packet, Telling::Nothing)
-}
-
-/// A ruleset that thousands of packets are asked of: where its sets are is found out once.
+/// A ruleset as packets walk through it: where its sets are is found out once for all of them.
 pub struct Prepared<'a> {
-    ruleset: &'a Ruleset,
-    sets: HashMap<&'a str, &'a Set>,
+    chains: Vec<PreparedChain<'a>>,
+}
+
+struct PreparedChain<'a> {
+    chain: &'a Chain,
+    rules: Vec<PreparedRule<'a>>,
+}
+
+struct PreparedRule<'a> {
+    rule: &'a Rule,
+    /// The set of each test that asks for one, in order; `None` where there is no such set.
+    sets: Vec<Option<&'a Set>>,
 }
 
 impl<'a> Prepared<'a> {
     /// Finds out where the sets are.
     pub fn new(ruleset: &'a Ruleset) -> Prepared<'a> {
-        Prepared { ruleset, sets: ruleset.sets.iter().map(|(name, set)| (name.as_str(), set)).collect() }
+        let set = |test: &Test| match &test.operator {
+            Operator::In(name) => Some(ruleset.sets.get(name)),
+            _ => None,
+        };
+        let rule = |rule: &'a Rule| PreparedRule { rule, sets: rule.tests.iter().filter_map(set).collect() };
+        let chain = |chain: &'a Chain| PreparedChain { chain, rules: chain.rules.iter().map(rule).collect() };
+        Prepared { chains: ruleset.chains.iter().map(chain).collect() }
     }
 
-    /// What [`decide`] says.
+    /// What [`judge`] says.
+    pub fn judge(&self, packet: &Packet) -> Trace {
+        self.walk(packet, Telling::Everything)
+    }
+
+    /// What [`judge`] says, without the steps: for many packets at once, for putting the way into words costs more than going it.
     pub fn decide(&self, packet: &Packet) -> Trace {
-        walk_with(self.ruleset, &|name| self.sets.get(name).copied(), packet, Telling::Nothing)
+        self.walk(packet, Telling::Nothing)
+    }
+
+    fn walk(&self, packet: &Packet, telling: Telling) -> Trace {
+        let mut walk = Walk { chains: &self.chains, packet, telling, steps: Vec::new() };
+        let hooks = hooks(packet.direction);
+        let mut bases: Vec<_> = self.chains.iter().filter_map(|chain| base_at(hooks, chain)).collect();
+        bases.sort_by_key(|(hook, _, base)| (*hook, base.priority));
+        // An accept ends only its own base chain; a refusal ends all.
+        let mut last = None;
+        for (_, chain, base) in bases {
+            let end = walk.chain(chain, 0).unwrap_or_else(|| {
+                let verdict = if base.accepts { Verdict::Allow } else { Verdict::Deny { how: Refusal::Drop } };
+                End { verdict, rule: "policy".to_string(), target: None, chain: chain.chain.def.name.clone() }
+            });
+            let done = end.verdict != Verdict::Allow;
+            last = Some(end);
+            if done {
+                break;
+            }
+        }
+        let end = last.unwrap_or(End { verdict: Verdict::Allow, rule: "no-rules".to_string(), target: None, chain: String::new() });
+        Trace { verdict: end.verdict, rule: end.rule, target: end.target, chain: end.chain, steps: walk.steps }
     }
 }
 
@@ -142,36 +173,9 @@ enum Telling {
     Nothing,
 }
 
-fn walk(ruleset: &Ruleset, packet: &Packet, telling: Telling) -> Trace {
-    walk_with(ruleset, &|name| ruleset.sets.get(name), packet, telling)
-}
-
-fn walk_with<'a>(ruleset: &'a Ruleset, sets: &'a dyn Fn(&str) -> Option<&'a Set>, packet: &'a Packet, telling: Telling) -> Trace {
-    let mut walk = Walk { ruleset, sets, packet, telling, steps: Vec::new() };
-    let hooks = hooks(packet.direction);
-    let met = |chain| base_at(hooks, chain);
-    let mut bases: Vec<_> = ruleset.chains.iter().filter_map(met).collect();
-    bases.sort_by_key(|(hook, _, base)| (*hook, base.priority));
-    // An accept ends only its own base chain; a refusal ends all.
-    let mut last = None;
-    for (_, chain, base) in bases {
-        let end = walk.chain(chain, 0).unwrap_or_else(|| {
-            let verdict = if base.accepts { Verdict::Allow } else { Verdict::Deny { how: Refusal::Drop } };
-            End { verdict, rule: "policy".to_string(), target: None, chain: chain.def.name.clone() }
-        });
-        let done = end.verdict != Verdict::Allow;
-        last = Some(end);
-        if done {
-            break;
-        }
-    }
-    let end = last.unwrap_or(End { verdict: Verdict::Allow, rule: "no-rules".to_string(), target: None, chain: String::new() });
-    Trace { verdict: end.verdict, rule: end.rule, target: end.target, chain: end.chain, steps: walk.steps }
-}
-
 /// A base chain that hangs at one of these hooks, and which of them it is.
-fn base_at<'a>(hooks: &[Hook], chain: &'a Chain) -> Option<(usize, &'a Chain, &'a Base)> {
-    let base = chain.def.base.as_ref()?;
+fn base_at<'p, 'a>(hooks: &[Hook], chain: &'p PreparedChain<'a>) -> Option<(usize, &'p PreparedChain<'a>, &'a Base)> {
+    let base = chain.chain.def.base.as_ref()?;
     Some((hooks.iter().position(|hook| *hook == base.hook)?, chain, base))
 }
 
@@ -183,19 +187,19 @@ struct End {
     chain: String,
 }
 
-struct Walk<'a> {
-    ruleset: &'a Ruleset,
-    sets: &'a dyn Fn(&str) -> Option<&'a Set>,
-    packet: &'a Packet,
+struct Walk<'p, 'a> {
+    chains: &'p [PreparedChain<'a>],
+    packet: &'p Packet,
     telling: Telling,
     steps: Vec<Step>,
 }
 
-impl<'a> Walk<'a> {
+impl<'p, 'a> Walk<'p, 'a> {
     /// Goes through a chain; `None` when it decides nothing.
-    fn chain(&mut self, chain: &'a Chain, depth: usize) -> Option<End> {
-        for rule in &chain.rules {
-            let met = match self.matches(rule) {
+    fn chain(&mut self, prepared: &'p PreparedChain<'a>, depth: usize) -> Option<End> {
+        let chain = prepared.chain;
+        for PreparedRule { rule, sets } in &prepared.rules {
+            let met = match self.matches(rule, sets) {
                 Ok(met) => met,
                 Err(because) => {
                     self.step(chain, rule, || Outcome::Missed, because);
@@ -213,7 +217,8 @@ impl<'a> Walk<'a> {
                 }
                 Action::Jump(name) | Action::Goto(name) => {
                     self.step(chain, rule, || Outcome::Entered { chain: name.clone() }, self.say(|| quoted(rule)));
-                    let Some(next) = self.ruleset.chain(name).filter(|_| depth < DEPTH) else {
+                    let called = self.chains.iter().find(|called| called.chain.def.name == *name);
+                    let Some(next) = called.filter(|_| depth < DEPTH) else {
                         return Some(self.end(chain, rule, Verdict::Deny { how: Refusal::Drop }, None));
                     };
                     let end = self.chain(next, depth + 1);
@@ -257,11 +262,16 @@ impl<'a> Walk<'a> {
     }
 
     /// The last element that the packet met, or why the rule does not match.
-    fn matches(&self, rule: &Rule) -> Result<Option<&'a Member>, String> {
+    fn matches(&self, rule: &Rule, sets: &[Option<&'a Set>]) -> Result<Option<&'a Member>, String> {
         let mut met = None;
+        let mut sets = sets.iter();
         for test in &rule.tests {
             self.guards(test.field)?;
-            met = self.test(test)?.or(met);
+            let found = self.value(test)?;
+            match test.operator {
+                Operator::In(_) => met = Some(self.member(test, found, sets.next().copied().flatten())?),
+                _ => self.holds(test, found)?,
+            }
         }
         for statement in &rule.statements {
             self.statement(statement)?;
@@ -272,16 +282,32 @@ impl<'a> Walk<'a> {
     fn guards(&self, field: Field) -> Result<(), String> {
         for guard in field.row().guards {
             let (field, number) = guard.test();
-            self.test(&Test { field, operator: Operator::Is(number) })?;
+            if value(field, self.packet) != Some(number) {
+                let test = Test { field, operator: Operator::Is(number) };
+                return self.value(&test).and_then(|found| self.holds(&test, found));
+            }
         }
         Ok(())
     }
 
-    fn test(&self, test: &Test) -> Result<Option<&'a Member>, String> {
+    /// What the packet has where the test looks.
+    fn value(&self, test: &Test) -> Result<u128, String> {
+        let lacks = || self.say(|| format!("`{}`: the packet has {}", write_test(test), nothing(test.field)));
+        value(test.field, self.packet).ok_or_else(lacks)
+    }
+
+    /// The element of the set that holds it.
+    fn member(&self, test: &Test, found: u128, set: Option<&'a Set>) -> Result<&'a Member, String> {
+        let (register, octets) = test.field.register(found);
+        match set.and_then(|set| set.find(&register[..octets])) {
+            Some((_, member)) => Ok(member),
+            None => Err(self.say(|| format!("`{}`: {} is not in it", write_test(test), self.write(test.field, found)))),
+        }
+    }
+
+    /// Whether a test that asks for no set holds.
+    fn holds(&self, test: &Test, found: u128) -> Result<(), String> {
         let field = test.field;
-        let Some(found) = value(field, self.packet) else {
-            return Err(self.say(|| format!("`{}`: the packet has {}", write_test(test), nothing(field))));
-        };
         let holds = match &test.operator {
             Operator::Is(number) => found == *number,
             Operator::IsNot(number) => found != *number,
@@ -292,13 +318,11 @@ impl<'a> Walk<'a> {
             Operator::IsNamed(name) => {
                 field == Field::SocketUser && self.packet.socket.as_ref().and_then(|socket| socket.user_name.as_ref()) == Some(name)
             }
-            Operator::In(set) => match (self.sets)(set).and_then(|set| set.find(&field.encode(found))) {
-                Some((_, member)) => return Ok(Some(member)),
-                None => return Err(self.say(|| format!("`{}`: {} is not in it", write_test(test), self.write(field, found)))),
-            },
+            // A set is asked for its element.
+            Operator::In(_) => false,
         };
         match holds {
-            true => Ok(None),
+            true => Ok(()),
             false => Err(self.say(|| format!("`{}`: the packet has {}", write_test(test), self.write(field, found)))),
         }
     }

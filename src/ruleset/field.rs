@@ -232,13 +232,19 @@ impl Field {
 
     /// The value as a register holds it.
     pub fn encode(self, value: u128) -> Vec<u8> {
+        let (register, octets) = self.register(value);
+        register[..octets].to_vec()
+    }
+
+    /// The same in a register's room, and how much of that it takes.
+    pub fn register(self, value: u128) -> ([u8; 16], usize) {
         let octets = self.octets();
-        let big = value.to_be_bytes();
-        let mut data = big[16 - octets..].to_vec();
+        let mut register = [0; 16];
+        register[..octets].copy_from_slice(&value.to_be_bytes()[16 - octets..]);
         if self.host_order() && cfg!(target_endian = "little") {
-            data.reverse();
+            register[..octets].reverse();
         }
-        data
+        (register, octets)
     }
 
     /// The value of what a register holds; `None` when the length is another.

@@ -74,7 +74,11 @@ impl Set {
 
     /// The member that holds this key. One without a key of its own (`*`, since 5.13; never ours) holds what no other does.
     pub fn find(&self, key: &[u8]) -> Option<(&Key, &Member)> {
-        let nearest = self.members.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
+        // Most sets hold a network or two: behind the last of them nothing has to be searched.
+        let nearest = match self.members.last_key_value()? {
+            last if last.0.as_slice() <= key => last,
+            _ => self.members.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?,
+        };
         let holds = match &nearest.1.last {
             Some(last) => key <= last.as_slice(),
             None => nearest.0.as_slice() == key,

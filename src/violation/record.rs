@@ -416,7 +416,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for ProcessLine<'a> {
 impl<'a> Line<'a> {
     /// Reads a line; nothing when it is no record.
     pub fn parse(line: &'a [u8]) -> Option<Line<'a>> {
-        serde_json::from_slice(line).ok()
+        match std::str::from_utf8(line) {
+            // Checked as a whole, it need not be checked word by word.
+            Ok(line) => serde_json::from_str(line).ok(),
+            Err(_) => serde_json::from_slice(line).ok(),
+        }
     }
 
     /// Under which tuple the ledger counts what this `count` or `seen` is about.

@@ -1,7 +1,7 @@
 //! A comparison for programs: `egressguard.diff/1`.
 
 use serde::{Serialize, Serializer};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::command::diff::{Place, Report, Told, effect, kind};
 use crate::judge::Verdict;
@@ -43,38 +43,61 @@ impl<'a> Object<'a> {
 
 impl Serialize for Changes<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.changes.iter().map(|told| change(told, &self.0.symbols)))
+        serializer.collect_seq(self.0.changes.iter().map(|told| Entry::of(told, &self.0.symbols)))
     }
 }
 
-fn change(told: &Told, symbols: &Symbols) -> Value {
-    // Where the bounds are exact, there is one part, and it is the same.
-    let parts = told.change.parts.iter().filter(|_| told.change.fit != Fit::Exact);
-    let parts: Vec<Value> = parts.map(|part| words(&space(part, symbols))).collect();
-    let verdict = |verdict: Verdict| if verdict == Verdict::Allow { "allow" } else { "deny" };
-    let place = |place: &Place| json!({"rule": place.rule, "line": place.line.map(|line| line.0)});
-    let mut value = json!({
-        "kind": kind(told.change.kind),
-        "from": verdict(told.change.before.verdict),
-        "to": verdict(told.change.after.verdict),
-        "witness": told.change.witness.spec.to_string(),
-        "before": place(&told.before),
-        "after": place(&told.after),
-        "space": words(&space(&told.change.hull, symbols)),
-    });
-    if let Value::Object(fields) = &mut value {
-        if !told.change.witness.besides.is_empty() {
-            fields.insert("witness_is".to_string(), json!(told.change.witness.besides));
-        }
-        if !parts.is_empty() {
-            fields.insert("parts".to_string(), Value::Array(parts));
-        }
-    }
-    value
+/// A change.
+#[derive(Serialize)]
+struct Entry<'a> {
+    kind: &'static str,
+    from: &'static str,
+    to: &'static str,
+    witness: String,
+    before: Decider<'a>,
+    after: Decider<'a>,
+    space: Words,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    witness_is: &'a [String],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<Words>,
 }
 
-fn words(space: &Space) -> Value {
-    Value::Object(space.iter().map(|(name, value)| (name.to_string(), Value::String(value.clone()))).collect::<Map<_, _>>())
+/// Who decides.
+#[derive(Serialize)]
+struct Decider<'a> {
+    rule: &'a str,
+    line: Option<usize>,
+}
+
+/// A box in words, as an object.
+struct Words(Space);
+
+impl<'a> Entry<'a> {
+    fn of(told: &'a Told, symbols: &Symbols) -> Entry<'a> {
+        let change = &told.change;
+        // Where the bounds are exact, there is one part, and it is the same.
+        let parts = change.parts.iter().filter(|_| change.fit != Fit::Exact);
+        let verdict = |verdict: Verdict| if verdict == Verdict::Allow { "allow" } else { "deny" };
+        let decider = |place: &'a Place| Decider { rule: &place.rule, line: place.line.map(|line| line.0) };
+        Entry {
+            kind: kind(change.kind),
+            from: verdict(change.before.verdict),
+            to: verdict(change.after.verdict),
+            witness: change.witness.spec.to_string(),
+            before: decider(&told.before),
+            after: decider(&told.after),
+            space: Words(space(&change.hull, symbols)),
+            witness_is: &change.witness.besides,
+            parts: parts.map(|part| Words(space(part, symbols))).collect(),
+        }
+    }
+}
+
+impl Serialize for Words {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, words)| (name, words)))
+    }
 }
 
 fn setting(setting: &Setting) -> Value {

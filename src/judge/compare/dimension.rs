@@ -2,11 +2,13 @@
 
 use std::net::IpAddr;
 
-use crate::base::net::{Family, Protocol, octets};
+use crate::base::net::{Family, Protocol};
 use crate::base::packet::{Direction, State};
 use crate::judge::compare::values::Values;
 use crate::judge::packet::{Link, Packet, value};
 use crate::ruleset::field::{Field, NO_USER, STATUS_DNAT, ct_state};
+
+pub use crate::judge::packet::number;
 
 /// An axis of the packet space. They are cut in this order, so that what depends on another comes after it: a port is looked at
 /// where the protocol is known.
@@ -163,6 +165,9 @@ impl Dimension {
         Dimension::DestinationV6,
     ];
 
+    /// Those of addresses.
+    pub const ADDRESSES: [Dimension; 4] = [Dimension::SourceV4, Dimension::SourceV6, Dimension::DestinationV4, Dimension::DestinationV6];
+
     /// The dimension that a field cuts; `None` for fields that a [`Place`] settles.
     pub fn of(field: Field) -> Option<Dimension> {
         Some(match field {
@@ -259,11 +264,6 @@ pub fn state_bit(state: State) -> u128 {
         State::Related => ct_state::RELATED,
         State::Invalid => ct_state::INVALID,
     }
-}
-
-/// An address as a value.
-pub fn number(address: &IpAddr) -> u128 {
-    octets(address).iter().fold(0, |number, octet| (number << 8) | u128::from(*octet))
 }
 
 /// The address of a value.

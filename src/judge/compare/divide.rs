@@ -22,6 +22,10 @@ pub type Bounds = Vec<(Dimension, Values)>;
 /// Programs of more steps than this are cut where that leaves least to do; for smaller ones the order of the dimensions is as good.
 const SMALL: usize = 24;
 
+/// Whether what is left of a program lets everything pass, with the bounds of what that still asks. Thousands of boxes that differ in
+/// a destination leave the same.
+pub type Passing = HashMap<(Program, Bounds), bool>;
+
 /// A comparison at one place.
 pub struct Divide<'a> {
     /// The questions of both programs.
@@ -122,16 +126,31 @@ impl Divide<'_> {
         self.divide(old, new, &Known { families: Dimension::Family.domain(), translation: Translation::Open, within: &[] })
     }
 
-    /// Whether a program lets every packet of a box pass.
-    pub fn allows(&mut self, program: &Program, within: &Bounds) -> Result<bool, Trouble> {
+    /// Whether a program lets every packet of a box pass. `known` is what was found out so at this place.
+    pub fn allows(&mut self, program: &Program, within: &Bounds, known: &mut Passing) -> Result<bool, Trouble> {
         let bound = |dimension: Dimension| within.iter().find(|bound| bound.0 == dimension).map(|bound| &bound.1);
         let families = bound(Dimension::Family).cloned().unwrap_or_else(|| Dimension::Family.domain());
         let atoms = &*self.atoms;
+        // Whose rule it passes by is not asked: one stands for all.
         let narrowed = program.given(|atom| match bound(atoms.get(atom).dimension) {
-            Some(values) => atoms.get(atom).answer(values),
+            Some(values) => match atoms.get(atom).answer(values) {
+                Answer::Yes(_) => Answer::Yes(0),
+                answer => answer,
+            },
             None => Answer::Open,
         });
-        self.allows_all(&narrowed, &Known { families, translation: Translation::Open, within })
+        let asked: BTreeSet<Dimension> = narrowed.questions.iter().map(|atom| atoms.get(*atom).dimension).collect();
+        // What is asked of another dimension can become a question of this one, but of addresses.
+        let counts = |dimension: Dimension| asked.contains(&dimension) || !Dimension::ADDRESSES.contains(&dimension);
+        let within: Bounds = within.iter().filter(|(dimension, _)| counts(*dimension)).cloned().collect();
+        let key = (narrowed, within);
+        if let Some(allows) = known.get(&key) {
+            return Ok(*allows);
+        }
+        let (narrowed, within) = &key;
+        let allows = self.allows_all(narrowed, &Known { families, translation: Translation::Open, within })?;
+        known.insert(key, allows);
+        Ok(allows)
     }
 
     fn allows_all(&mut self, program: &Program, known: &Known) -> Result<bool, Trouble> {
@@ -174,23 +193,37 @@ impl Divide<'_> {
             let found = self.divide(&left.0, &left.1, &known.with(dimension, values))?;
             return Ok(found.into_iter().map(|found| bounded(found, values.clone())).collect());
         }
-        let mut boxes: Vec<(Pair, Bounds, Vec<Values>)> = Vec::new();
-        // Most differ in who decides, which is compared first.
-        let mut numbers: BTreeMap<(Pair, Bounds), usize> = BTreeMap::new();
+        let mut found: Vec<(Pair, Bounds, Values)> = Vec::new();
         for (left, values) in lefts {
-            for found in self.divide(&left.0, &left.1, &known.with(dimension, &values))? {
-                self.effort.spend(found.1.iter().map(|(_, values)| values.intervals().len()).sum::<usize>() + 64)?;
-                match numbers.get(&found) {
-                    Some(number) => boxes[*number].2.push(values.clone()),
-                    None => {
-                        numbers.insert(found.clone(), boxes.len());
-                        boxes.push((found.0, found.1, vec![values.clone()]));
-                    }
-                }
+            for (pair, bounds) in self.divide(&left.0, &left.1, &known.with(dimension, &values))? {
+                self.effort.spend(bounds.iter().map(|(_, values)| values.intervals().len()).sum::<usize>() + 64)?;
+                found.push((pair, bounds, values.clone()));
             }
         }
-        let joined = |values: Vec<Values>| Values::of(&values.iter().collect::<Vec<_>>());
-        Ok(boxes.into_iter().map(|(pair, bounds, values)| bounded((pair, bounds), joined(values))).collect())
+        // Only boxes in which the same becomes of packets can be joined.
+        found.sort_by_key(|found| found.0);
+        let mut boxes = Vec::with_capacity(found.len());
+        // There are few unions in very many boxes, which share them.
+        let mut unions: BTreeMap<Vec<Values>, Values> = BTreeMap::new();
+        let mut found = found.into_iter().peekable();
+        while let Some((pair, bounds, values)) = found.next() {
+            let mut same = vec![(bounds, values)];
+            while let Some((_, bounds, values)) = found.next_if(|found| found.0 == pair) {
+                same.push((bounds, values));
+            }
+            for (bounds, parts) in alike(same) {
+                let values = match (parts.as_slice(), unions.get(&parts)) {
+                    ([values], _) | (_, Some(values)) => values.clone(),
+                    _ => {
+                        let values = Values::of(&parts.iter().collect::<Vec<_>>());
+                        unions.insert(parts, values.clone());
+                        values
+                    }
+                };
+                boxes.push(bounded((pair, bounds), values));
+            }
+        }
+        Ok(boxes)
     }
 
     /// What is left of the two programs for each class, each once and in the order of the values; nothing where the same is left.
@@ -331,33 +364,61 @@ impl Divide<'_> {
         cuts.dedup();
         let (mut begins, mut ends) = (begins.into_iter().peekable(), ends.into_iter().peekable());
         let mut domain = domain.intervals().iter().peekable();
-        let mut met: BTreeMap<AtomId, Label> = BTreeMap::new();
+        // By number, as they stand in a class.
+        let mut met = Met::new();
         let mut classes: Vec<Met> = Vec::new();
         let mut intervals: Vec<Vec<(u128, u128)>> = Vec::new();
         let mut numbers: HashMap<Met, usize> = HashMap::new();
         for (position, first) in cuts.iter().copied().enumerate() {
             // ORDER: ends before begins, because one interval of an atom may begin where another ends.
             while let Some((_, atom)) = ends.next_if(|(at, _)| *at <= first) {
-                met.remove(&atom);
+                if let Ok(at) = met.binary_search_by_key(&atom, |answer| answer.0) {
+                    met.remove(at);
+                }
             }
             while let Some((_, atom, label)) = begins.next_if(|(at, _, _)| *at <= first) {
-                met.insert(atom, label);
+                match met.binary_search_by_key(&atom, |answer| answer.0) {
+                    Ok(at) => met[at] = (atom, label),
+                    Err(at) => met.insert(at, (atom, label)),
+                }
             }
             while domain.next_if(|interval| interval.1 < first).is_some() {}
             if domain.peek().is_none_or(|interval| interval.0 > first) {
                 continue;
             }
             let last = cuts.get(position + 1).map_or(u128::MAX, |next| next - 1);
-            let answers: Met = met.iter().map(|(atom, label)| (*atom, *label)).collect();
-            match numbers.get(&answers).and_then(|number| intervals.get_mut(*number)) {
+            match numbers.get(&met).and_then(|number| intervals.get_mut(*number)) {
                 Some(intervals) => intervals.push((first, last)),
                 None => {
-                    numbers.insert(answers.clone(), classes.len());
-                    classes.push(answers);
+                    numbers.insert(met.clone(), classes.len());
+                    classes.push(met.clone());
                     intervals.push(vec![(first, last)]);
                 }
             }
         }
         classes.into_iter().zip(intervals.into_iter().map(Values::new)).collect()
     }
+}
+
+/// So many boxes are compared with each other; more are looked up.
+const FEW: usize = 8;
+
+/// Equal boxes made one, in the order of the first of each, with all that goes with them.
+pub fn alike<T>(boxes: Vec<(Bounds, T)>) -> Vec<(Bounds, Vec<T>)> {
+    let few = boxes.len() <= FEW;
+    let mut apart: Vec<(Bounds, Vec<T>)> = Vec::with_capacity(boxes.len());
+    let mut numbers: BTreeMap<Bounds, usize> = BTreeMap::new();
+    for (bounds, with) in boxes {
+        let known = if few { apart.iter().position(|(known, _)| *known == bounds) } else { numbers.get(&bounds).copied() };
+        match known.and_then(|number| apart.get_mut(number)) {
+            Some((_, all)) => all.push(with),
+            None => {
+                if !few {
+                    numbers.insert(bounds.clone(), apart.len());
+                }
+                apart.push((bounds, vec![with]));
+            }
+        }
+    }
+    apart
 }

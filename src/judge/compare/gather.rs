@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::base::net::{Family, Protocol};
 use crate::base::packet::Direction;
 use crate::judge::compare::dimension::{Dimension, Place, Units};
-use crate::judge::compare::divide::{Bounds, Pair};
+use crate::judge::compare::divide::{Bounds, Pair, alike};
 use crate::judge::compare::values::Values;
 use crate::judge::packet::Packet;
 use crate::ruleset::field::ct_state;
@@ -89,15 +89,15 @@ pub fn add(found: &mut Found, place: Place, boxes: Vec<(Pair, Bounds)>) {
 /// box is allowed on the side of the pair that allows.
 pub fn finish(found: Found, mut is_filled: impl FnMut(Pair, Place, &Bounds) -> bool) -> Vec<Group> {
     let mut groups = Vec::new();
+    let mut forms = Forms::default();
     for (pair, places) in found {
         let mut at: BTreeMap<Place, (Vec<Bounds>, Bounds, Fit)> = BTreeMap::new();
         for (place, boxes) in places {
-            let boxes = joined(boxes);
-            let hull = hull(&boxes);
+            let Form { boxes, hull, is_answered } = forms.of(boxes);
             let fit = match boxes.as_slice() {
                 [_] => Fit::Exact,
                 _ if !is_filled(pair, place, &hull) => Fit::Loose,
-                _ if is_one_but_for_answers(&boxes) => Fit::Answered,
+                _ if is_answered => Fit::Answered,
                 _ => Fit::Filled,
             };
             at.insert(place, (boxes, hull, fit));
@@ -129,6 +129,59 @@ pub fn finish(found: Found, mut is_filled: impl FnMut(Pair, Place, &Bounds) -> b
         }
     }
     groups
+}
+
+/// The boxes of one place joined, and what there is to say of them.
+#[derive(Debug, Clone)]
+struct Form {
+    boxes: Vec<Bounds>,
+    /// The least box around them.
+    hull: Bounds,
+    /// Whether they are one where packets that answer do not count.
+    is_answered: bool,
+}
+
+/// What was joined already. Rules for thousands of destinations differ in nothing else, so their boxes are joined once, with a
+/// stand-in for the addresses.
+///
+/// INVARIANT: joining asks of values only whether they are equal, and joins none but those of one dimension. Where all boxes that are
+/// bounded in a dimension have the same values there, these come out as they went in, whatever they are; nothing depends on addresses.
+#[derive(Debug, Default)]
+struct Forms(BTreeMap<Vec<Bounds>, Form>);
+
+impl Forms {
+    /// These boxes, joined.
+    fn of(&mut self, mut boxes: Vec<Bounds>) -> Form {
+        let meant = Dimension::ADDRESSES.map(|dimension| {
+            let mut values = boxes.iter().flatten().filter(|bound| bound.0 == dimension).map(|bound| &bound.1);
+            let first = values.next()?;
+            values.all(|other| other == first).then(|| first.clone())
+        });
+        let stand_in = Values::one(0);
+        let put = |boxes: &mut [Bounds], value: &dyn Fn(usize) -> Option<Values>| {
+            for (dimension, values) in boxes.iter_mut().flatten() {
+                if let Some(value) = Dimension::ADDRESSES.iter().position(|address| address == dimension).and_then(value) {
+                    *values = value;
+                }
+            }
+        };
+        put(&mut boxes, &|at| meant[at].as_ref().map(|_| stand_in.clone()));
+        let mut form = match self.0.get(&boxes) {
+            Some(form) => form.clone(),
+            None => self.0.entry(boxes.clone()).or_insert(Form::new(boxes)).clone(),
+        };
+        let value = |at: usize| meant[at].clone();
+        put(&mut form.boxes, &value);
+        put(std::slice::from_mut(&mut form.hull), &value);
+        form
+    }
+}
+
+impl Form {
+    fn new(boxes: Vec<Bounds>) -> Form {
+        let boxes = joined(boxes);
+        Form { hull: hull(&boxes), is_answered: is_one_but_for_answers(&boxes), boxes }
+    }
 }
 
 /// Whether these boxes are one where packets that are only related to a connection do not count.
@@ -211,42 +264,24 @@ fn joined(mut boxes: Vec<Bounds>) -> Vec<Bounds> {
     boxes
 }
 
-/// So many boxes are compared with each other; more are looked up.
-const FEW: usize = 8;
-
 /// Joins boxes that differ along one dimension only.
 fn along(dimension: Dimension, boxes: Vec<Bounds>) -> Vec<Bounds> {
-    let few = boxes.len() <= FEW;
-    let mut rests: Vec<(Bounds, Option<Vec<Values>>)> = Vec::with_capacity(boxes.len());
-    let mut numbers: BTreeMap<Bounds, usize> = BTreeMap::new();
-    for mut bounds in boxes {
+    let apart = boxes.into_iter().map(|mut bounds| {
         let at = bounds.iter().position(|bound| bound.0 == dimension);
         let values = at.map(|at| bounds.remove(at).1);
-        let known = if few { rests.iter().position(|(rest, _)| *rest == bounds) } else { numbers.get(&bounds).copied() };
-        match known.and_then(|number| rests.get_mut(number)) {
-            Some((_, known)) => match (known.as_mut(), values) {
-                (Some(known), Some(values)) => known.push(values),
-                // One of them is not bounded at all.
-                _ => *known = None,
-            },
-            None => {
-                if !few {
-                    numbers.insert(bounds.clone(), rests.len());
-                }
-                rests.push((bounds, values.map(|values| vec![values])));
-            }
-        }
-    }
+        (bounds, values)
+    });
     let whole = dimension.domain();
-    let bounded = rests.into_iter().map(|(mut bounds, values)| {
-        let values = values.map(|values| Values::of(&values.iter().collect::<Vec<_>>()));
+    let joined = alike(apart.collect()).into_iter().map(|(mut bounds, values)| {
+        // Where one of them is not bounded at all, they are not together.
+        let values = values.iter().map(Option::as_ref).collect::<Option<Vec<_>>>().map(|values| Values::of(&values));
         if let Some(values) = values.filter(|values| *values != whole) {
             let at = bounds.partition_point(|bound| bound.0 < dimension);
             bounds.insert(at, (dimension, values));
         }
         bounds
     });
-    bounded.collect()
+    joined.collect()
 }
 
 /// Dimensions of which others depend: at this value packets have none in those, so that bounds of those do not bound them.
@@ -360,4 +395,41 @@ fn both(four: Bounds, six: &Bounds) -> Bounds {
         joined.push((dimension, values));
     }
     joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// Boxes that differ in little, so that many can be joined and many have the same addresses.
+    fn boxes() -> impl Strategy<Value = Vec<Bounds>> {
+        let states = [ct_state::NEW, ct_state::RELATED, ct_state::INVALID];
+        let bounds = (0..4usize, 0..4usize, 0..3usize, 0..4u128, 0..4u128).prop_map(move |(family, state, socket, four, six)| {
+            let one = |dimension: Dimension, value: Option<u128>| value.map(|value| (dimension, Values::one(value)));
+            let bounds = [
+                one(Dimension::Family, Family::BOTH.get(family).map(|family| family.nfproto().into())),
+                one(Dimension::State, states.get(state).copied()),
+                one(Dimension::Socket, [0, 1].get(socket).copied()),
+                one(Dimension::DestinationV4, (four > 0).then_some(four.min(2))),
+                one(Dimension::DestinationV6, (six > 0).then_some(six.min(2))),
+            ];
+            bounds.into_iter().flatten().collect()
+        });
+        vec(bounds, 1..6)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_joined_by_stand_ins_is_what_is_joined_without(all in vec(boxes(), 1..8)) {
+            let mut forms = Forms::default();
+            for boxes in all {
+                let (form, alone) = (forms.of(boxes.clone()), Form::new(boxes));
+                prop_assert_eq!(form.boxes, alone.boxes);
+                prop_assert_eq!(form.hull, alone.hull);
+                prop_assert_eq!(form.is_answered, alone.is_answered);
+            }
+        }
+    }
 }

@@ -31,7 +31,7 @@ use crate::judge::trace::{Prepared, Trace, Verdict};
 use crate::policy::RESERVED_IDS;
 use crate::ruleset::Ruleset;
 use dimension::{Place, Units};
-use divide::{Divide, Pair};
+use divide::{Divide, Pair, Passing};
 use gather::Group;
 use layout::{OBSERVED, program};
 use program::{Atoms, End, Program};
@@ -146,10 +146,11 @@ pub fn compare_within(mut effort: Effort, old: &Ruleset, new: &Ruleset, symbols:
     let nobody = HashSet::new();
     // What is out of reach here is told part by part.
     let mut effort = Effort::PATIENT;
+    let mut known: BTreeMap<Place, Passing> = BTreeMap::new();
     let is_filled = |pair: Pair, place: Place, hull: &Bounds| {
         let allowing = programs.get(&place).map(|(before, after)| if pair.0 == End::Deny { after } else { before });
         let mut divide = Divide { atoms: &mut atoms, units: &symbols.units, place, written: &nobody, effort: &mut effort };
-        allowing.is_some_and(|program| divide.allows(program, hull).unwrap_or(false))
+        allowing.is_some_and(|program| divide.allows(program, hull, known.entry(place).or_default()).unwrap_or(false))
     };
     let groups = gather::finish(found, is_filled);
     let (old, new) = (Prepared::new(old), Prepared::new(new));

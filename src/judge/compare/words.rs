@@ -203,12 +203,14 @@ impl Words<'_> {
     fn flags(&self) -> Option<Items> {
         let bound = self.part.bound(Dimension::TcpFlags)?;
         let masks = [(TCP_RST | TCP_ACK, ["ack or rst", "neither ack nor rst"]), (TCP_RST, ["rst", "no rst"])];
-        let said = masks.into_iter().find_map(|(mask, [any, none])| {
-            let answering = Values::points((0..=255).filter(|flags| flags & mask != 0));
-            if *bound == answering {
-                return Some(any);
-            }
-            (*bound == Dimension::TcpFlags.domain().without(&answering)).then_some(none)
+        let is = |wanted: &dyn Fn(u128) -> bool| {
+            let bound = bound.intervals().iter().flat_map(|(first, last)| *first..=*last);
+            bound.eq((0..=255).filter(|flags| wanted(*flags)))
+        };
+        let said = masks.into_iter().find_map(|(mask, [any, none])| match () {
+            () if is(&|flags| flags & mask != 0) => Some(any),
+            () if is(&|flags| flags & mask == 0) => Some(none),
+            () => None,
         });
         Some(match said {
             Some(said) => Items::Of(vec![said.to_string()]),
@@ -272,15 +274,15 @@ impl Words<'_> {
                 (End::Destination, Family::V4) => (Dimension::DestinationV4, "any IPv4 address"),
                 (End::Destination, Family::V6) => (Dimension::DestinationV6, "any IPv6 address"),
             };
-            let place = self.part.places.first().copied().unwrap_or(Place::Wire(Direction::Out));
-            let domain = place.domain(dimension);
-            let bound = match self.part.bound(dimension) {
-                Some(bound) if *bound != domain => bound,
-                _ => {
-                    rest.push(name);
-                    continue;
-                }
+            let Some(bound) = self.part.bound(dimension) else {
+                rest.push(name);
+                continue;
             };
+            let domain = self.part.places.first().copied().unwrap_or(Place::Wire(Direction::Out)).domain(dimension);
+            if *bound == domain {
+                rest.push(name);
+                continue;
+            }
             // Of more than half of the addresses it is said what is missing.
             let (list, words) = if size(bound) > size(&domain) / 2 {
                 rest.push(name);
