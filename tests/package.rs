@@ -11,9 +11,20 @@ use std::process::Command;
 use support::World;
 use support::machine::{self, Machine};
 
+/// The program without what debuggers read, which would be most of a package.
+fn program(place: &Path) -> PathBuf {
+    let stripped = place.join("egressguard");
+    let status = Command::new("strip").args([env!("CARGO_BIN_EXE_egressguard"), "-o"]).arg(&stripped).status();
+    assert!(status.expect("strip runs").success());
+    stripped
+}
+
 fn package(output: &Path, version: &str) -> Vec<PathBuf> {
+    let place = tempfile::tempdir().unwrap();
     let made = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/package"))
-        .args(["--binary", env!("CARGO_BIN_EXE_egressguard"), "--version", version, "--output"])
+        .arg("--binary")
+        .arg(program(place.path()))
+        .args(["--version", version, "--output"])
         .arg(output)
         .env("SOURCE_DATE_EPOCH", "1700000000")
         .output()

@@ -14,6 +14,9 @@ use crate::violation::{Tuple, Who};
 /// Into how many parts a time is divided to show when it was.
 pub const PARTS: usize = 48;
 
+/// For so many seconds the kernel may be late with its answer.
+const MOMENT: i64 = 5;
+
 /// What is asked about.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Question {
@@ -195,14 +198,18 @@ impl Gathering {
     /// Adds what the kernel has counted since the last harvest.
     pub fn pending(&mut self, kind: &Kind) {
         match kind {
-            // It is asked after the question, and times are whole seconds: what has happened by now is no later than what is asked about.
             Kind::Count(count) => {
-                let (to, last) = (count.to.min(self.question.until), count.last.map(|last| last.min(self.question.until)));
+                let (to, last) = (self.not_late(count.to), count.last.map(|last| self.not_late(last)));
                 self.count(count.from, to, count.tuple.into(), count.packets, count.bytes, last);
             }
             Kind::Overflow(more) => self.overflowed(more.from, more.to, more.direction, more.packets),
             _ => {}
         }
+    }
+
+    /// The kernel is asked a moment after the question was, and times are whole seconds: what is late by so little is in time.
+    fn not_late(&self, at: Timestamp) -> Timestamp {
+        if (0..=MOMENT).contains(&(at.0 - self.question.until.0)) { self.question.until } else { at }
     }
 
     fn count(&mut self, from: Timestamp, to: Timestamp, tuple: Tuple, packets: u64, bytes: u64, last: Option<Timestamp>) {
@@ -510,7 +517,8 @@ mod tests {
         let mut gathering = Gathering::new(Question { until: at(60), ..question() });
         let Kind::Count(late) = count(0, 61, out(7, "198.51.100.1", 25), 5) else { panic!("it is a count") };
         gathering.pending(&Kind::Count(Count { last: Some(at(61)), ..late }));
-        assert_eq!(gathering.finish(|_| None).total, 5);
+        gathering.pending(&count(0, 600, out(7, "198.51.100.1", 25), 7));
+        assert_eq!(gathering.finish(|_| None).total, 5, "and what came later is not");
     }
 
     #[test]

@@ -11,10 +11,9 @@ use crate::base::net::Protocol;
 use crate::base::packet::{Direction, Owner, PacketSpec, Peer, State};
 use crate::base::port::{PortRange, PortSet};
 use crate::base::time::Timestamp;
-use crate::judge::{Packet, Verdict, verdict};
+use crate::judge::{Packet, Prepared, Verdict};
 use crate::pins::{Lease, Pins};
 use crate::policy::{self, Destination, DnsServer, Forward, Inbound, Line, Mode, Outbound, Policy, Scope, Sources, Target, Transport};
-use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::violation::report::{Report, Violation};
 use crate::violation::{Tuple, Who};
@@ -120,6 +119,7 @@ impl Want {
 pub fn suggest(report: &Report, ground: &Ground<'_>) -> Suggestion {
     let applied = Policy { mode: Mode::Enforce, ..ground.policy.clone() };
     let rules = compile(&applied, ground.pins, ground.facts, 1);
+    let rules = Prepared::new(&rules);
     let (mut wants, mut doors) = (BTreeMap::<Key, Want>::new(), BTreeMap::<(Transport, u16), Want>::new());
     let mut suggestion = Suggestion { policy: applied, added: Vec::new(), left: Vec::new(), covered: 0, knocks: (0, 0) };
     let mut closed = BTreeSet::new();
@@ -164,6 +164,7 @@ pub fn suggest(report: &Report, ground: &Ground<'_>) -> Suggestion {
     }
     // The answer is checked by the evaluator: what is still refused is told, whatever the reason.
     let rules = compile(&suggestion.policy, &pins, &facts, 1);
+    let rules = Prepared::new(&rules);
     for violation in open.into_iter().filter(|violation| !allows(&rules, violation, &facts)) {
         let why = match violation.tuple.direction {
             Direction::In if ground.policy.inbound.is_some() => "at most one port accepts connections, and the policy has one",
@@ -284,10 +285,10 @@ fn add_door(suggestion: &mut Suggestion, doors: BTreeMap<(Transport, u16), Want>
 }
 
 /// Whether the rules let it pass.
-fn allows(rules: &Ruleset, violation: &Violation, facts: &Facts) -> bool {
+fn allows(rules: &Prepared<'_>, violation: &Violation, facts: &Facts) -> bool {
     let service = violation.service.clone().filter(|service| facts.units.contains_key(service));
     let packets = Packet::from_spec(&spec(&violation.tuple, service), &Pins::default(), facts);
-    !packets.is_empty() && packets.iter().all(|packet| verdict(rules, packet) == Verdict::Allow)
+    !packets.is_empty() && packets.iter().all(|packet| rules.decide(packet).verdict == Verdict::Allow)
 }
 
 /// The packet in the one spelling.
