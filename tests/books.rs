@@ -112,7 +112,7 @@ fn what_is_written_by_many_runs_is_one_book() {
         append(&mut files, &lost(number..=number)).unwrap();
     }
     assert_eq!(counts(&files), (1..=20).collect::<Vec<_>>());
-    assert_eq!(check(LEDGER, &files).unwrap(), Findings { records: 20, ..Findings::default() });
+    assert_eq!(check(LEDGER, &files, 0).unwrap(), Findings { records: 20, ..Findings::default() });
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn killed_at_any_step_of_any_append_the_book_goes_on_whole() {
             let died = append(&mut files, &lost(4..=6)).is_err();
             files.live();
             append(&mut files, &lost(7..=7)).unwrap();
-            let found = check(LEDGER, &files).unwrap();
+            let found = check(LEDGER, &files, 0).unwrap();
             assert!(!found.has_fault() && found.findings.is_empty(), "{step} {part}: {found:?}");
             let counts = counts(&files);
             assert_eq!((&counts[..3], counts.last()), (&[1, 2, 3][..], Some(&7)), "{step} {part}");
@@ -139,14 +139,14 @@ fn a_torn_end_is_cut_off_and_said() {
     let mut files = MemoryFiles::new();
     append(&mut files, &lost(1..=2)).unwrap();
     files.change("ledger.jsonl", |content| content.extend(b"{\"seq\":3,\"at\":"));
-    let found = check(LEDGER, &files).unwrap();
+    let found = check(LEDGER, &files, 0).unwrap();
     assert_eq!(found.findings[0].what, book::What::Torn(14));
     assert!(!found.has_fault());
     append(&mut files, &lost(3..=3)).unwrap();
     let mut mended = Vec::new();
     each(LEDGER, &files, |record| mended.extend(record.kind().filter(|_| record.kind == "mended"))).unwrap();
-    assert_eq!(mended, [Kind::Mended(Mended { bytes: 14, missing: 0 })]);
-    assert_eq!(check(LEDGER, &files).unwrap(), Findings { records: 4, mended: 1, ..Findings::default() });
+    assert_eq!(mended, [Kind::Mended(Mended { bytes: 14, missing: 0, headless: false })]);
+    assert_eq!(check(LEDGER, &files, 0).unwrap(), Findings { records: 4, mended: 1, ..Findings::default() });
 }
 
 #[test]
@@ -157,9 +157,9 @@ fn an_end_that_somebody_cut_off_is_said_for_ever() {
         let end = content.iter().enumerate().filter(|(_, octet)| **octet == b'\n').nth(2).unwrap().0;
         content.truncate(end + 1);
     });
-    assert_eq!(check(LEDGER, &files).unwrap().findings[0].what, book::What::CutOff(4, 5));
+    assert_eq!(check(LEDGER, &files, 0).unwrap().findings[0].what, book::What::CutOff(4, 5));
     append(&mut files, &lost(6..=6)).unwrap();
-    let found = check(LEDGER, &files).unwrap();
+    let found = check(LEDGER, &files, 0).unwrap();
     assert_eq!(found.findings.iter().map(|finding| (finding.line, &finding.what)).collect::<Vec<_>>(), [(4, &book::What::Missing(4, 5))]);
 }
 
@@ -172,7 +172,7 @@ fn a_full_disk_loses_only_what_did_not_fit() {
     files.live();
     append(&mut files, &lost(4..=4)).unwrap();
     assert_eq!(counts(&files), [1, 2, 4]);
-    assert!(check(LEDGER, &files).unwrap().findings.is_empty());
+    assert!(check(LEDGER, &files, 0).unwrap().findings.is_empty());
 }
 
 #[test]
@@ -187,12 +187,14 @@ fn a_book_is_bounded_and_its_beginning_is_still_checked() {
     assert_eq!(names.len(), FILES_MAX + 1, "{names:?}");
     let size: u64 = names.iter().map(|name| files.tail(name, 0).unwrap().unwrap().size).sum();
     assert!(size <= (FILES_MAX as u64 + 1) * FILE_MAX, "{size}");
-    assert!(check(LEDGER, &files).unwrap().findings.is_empty());
+    assert!(check(LEDGER, &files, 0).unwrap().findings.is_empty());
     files.remove(&names[0]).unwrap();
-    let found = check(LEDGER, &files).unwrap();
+    let found = check(LEDGER, &files, 0).unwrap();
     assert!(matches!(found.findings[0].what, book::What::Missing(..)), "{found:?}");
     files.remove("ledger.head").unwrap();
     writer = Writer::new(LEDGER);
     writer.append(&mut files, AT, &lost(1..=1), Care::Soon).unwrap();
-    assert!(check(LEDGER, &files).unwrap().findings.is_empty(), "without its head file a book begins where it begins");
+    let found = check(LEDGER, &files, 0).unwrap();
+    let [finding] = found.findings.as_slice() else { panic!("{found:?}") };
+    assert_eq!(finding.what, book::What::Beheaded, "without its head file a book begins where it begins, and says so");
 }

@@ -194,7 +194,7 @@ impl Machine {
     #[track_caller]
     fn has_booked_all(&self, case: &str) {
         assert_eq!(self.booked(), self.sent, "{case}");
-        let found = books::check(LEDGER, &self.files).unwrap();
+        let found = books::check(LEDGER, &self.files, harvest::known(&self.files)).unwrap();
         assert!(found.findings.is_empty(), "{case}: {found:?}");
     }
 }

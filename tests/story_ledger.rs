@@ -32,7 +32,7 @@ impl Booked {
             _ => {}
         })
         .unwrap();
-        assert!(books::check(LEDGER, &files).unwrap().findings.is_empty());
+        assert!(books::check(LEDGER, &files, 0).unwrap().findings.is_empty());
         booked
     }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::ErrorKind;
 
 use support::stream::Stream;
-use support::{API, API_V4, API_V6, GATEWAY_V4, HOST_V4, STRANGER_V4, Side, World, eventually, is_refused, passes};
+use support::{API, API_V4, API_V6, GATEWAY_V4, HOST_V4, STRANGER_V4, STRANGER_V6, Side, World, eventually, is_refused, passes};
 
 /// A port that nobody serves, so that a stream can have both ends.
 const PORT: u16 = 7777;
@@ -169,4 +169,48 @@ fn without_a_policy_there_is_nothing_to_cut_with_and_that_is_said() {
     let Some(world) = World::new() else { return };
     world.egressguard(&["quarantine"]).exits(3).says(&["no policy is applied here", "builtin:lockdown"]);
     assert_eq!(world.rules(), None);
+}
+
+/// A policy that only observes lets everything pass at the end of its rules, and cuts off all the same.
+#[test]
+fn a_host_that_only_observes_is_cut_off_by_the_kernels_set_too() {
+    let Some(world) = World::new() else { return };
+    let observing = policy(&world, "mode: observe\n");
+    world.egressguard(&["apply", &observing]).exits(0);
+    passes(world.tcp(STRANGER_V4, 4444));
+    let stream = Stream::open(&world, Side::Host, Side::Net, API_V4, PORT);
+    // Another command holds the lock and hangs.
+    let lock = fs::File::create(world.state().join("lock")).unwrap();
+    lock.lock().unwrap();
+    world.egressguard(&["quarantine"]).exits(3).says(&["holds the lock", "the kernel has cut the host off all the same"]);
+    for seen in [world.tcp(STRANGER_V4, 4444), world.udp(STRANGER_V6, 123), world.tcp(API_V4, 443)] {
+        is_refused(seen);
+    }
+    assert_ne!(stream.error(), ErrorKind::WouldBlock, "what was open is refused, too");
+    world.egressguard(&["status"]).says(&["quarantined the whole host"]);
+    world.egressguard(&["verify"]).exits(0);
+    drop(lock);
+    // Neither another policy nor a removal lets it go.
+    world.egressguard(&["apply", &policy(&world, "mode: observe\nhost: {ping: true}\n")]).exits(0);
+    is_refused(world.tcp(STRANGER_V4, 4444));
+    world.egressguard(&["remove", "--yes"]).exits(3).says(&["without rules it would not be", "--release"]);
+    is_refused(world.tcp(STRANGER_V4, 4444));
+    world.egressguard(&["quarantine", "--release"]).exits(0);
+    passes(world.tcp(STRANGER_V4, 4444));
+}
+
+#[test]
+fn whom_the_kernels_set_holds_is_released_whatever_the_state_is_like() {
+    let Some(world) = World::new() else { return };
+    world.egressguard(&["apply", &policy(&world, "")]).exits(0);
+    let whole = fs::read(world.state().join("policy-1.yaml")).unwrap();
+    fs::write(world.state().join("policy-1.yaml"), "junk").unwrap();
+    world.egressguard(&["quarantine"]).exits(3).says(&["the kernel has cut the host off all the same"]);
+    is_refused(world.tls(API_V4));
+    world.egressguard(&["quarantine", "--release"]).exits(3).says(&["whom the kernel's sets held is released"]);
+    passes(world.tls(API_V4));
+    fs::write(world.state().join("policy-1.yaml"), whole).unwrap();
+    let answer = world.egressguard(&["quarantine", "--dry-run", "--json"]).exits(1);
+    let answer: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+    assert_eq!((&answer["cut_off"], answer["would"]["flows"].is_u64()), (&false.into(), true), "{answer}");
 }

@@ -50,6 +50,9 @@ fn what_was_refused_is_reported_with_no_service_running_and_before_any_harvest()
     world.egressguard(&["report", "--user", "4100000"]).exits(0).says(&["0 packets"]);
     world.egressguard(&["report", "--direction", "forward"]).exits(0);
     world.egressguard(&["report", "--until", "1h"]).exits(0);
+    for wrong in ["198.51.100.0/33", "198.51.100,66", "", "*.example.com"] {
+        world.egressguard(&["report", "--to", wrong]).exits(2).says(&["--to", "neither an address"]);
+    }
     for wrong in [&["report", "--since", "yesterday"][..], &["report", "--direction", "up"], &["report", "--since", "1h", "--until", "2h"]]
     {
         world.egressguard(wrong).exits(2);
@@ -109,6 +112,22 @@ fn a_book_that_somebody_has_edited_shows_where() {
     world.egressguard(&["report", "--check-journal"]).exits(1).says(&["at the end"]);
     fs::write(&book, &text).unwrap();
     world.egressguard(&["report", "--check-journal"]).exits(0);
+
+    // The head goes with the end: the baseline of the next harvest knows better, and that there was none stays visible.
+    fs::write(&book, format!("{}\n", lines[..lines.len() - 1].join("\n"))).unwrap();
+    fs::remove_file(world.state().join("ledger.head")).unwrap();
+    world.egressguard(&["report", "--check-journal"]).exits(1).says(&["at the end"]);
+    is_refused(world.udp(STRANGER_V4, 55));
+    world.egressguard(&["refresh", "--harvest"]).exits(0);
+    world.egressguard(&["report", "--check-journal"]).says(&["the head file was missing when this was written"]);
+    for name in ["ledger.jsonl", "ledger.head"] {
+        fs::remove_file(world.state().join(name)).unwrap();
+    }
+    world.egressguard(&["report", "--check-journal"]).exits(1).says(&["at the end"]);
+    fs::remove_file(world.state().join("ledger.json")).unwrap();
+    // A pipe in the place of a file keeps nobody waiting.
+    nix::unistd::mkfifo(&world.state().join("ledger.head"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    world.egressguard(&["report", "--check-journal"]).exits(3).says(&["no regular file"]);
 }
 
 #[test]

@@ -113,3 +113,25 @@ fn a_policy_is_suggested_only_where_one_is_applied_and_its_own_tests_are_run() {
     passes(world.tcp(STRANGER_V4, 4444));
     world.egressguard(&["suggest"]).exits(0).says(&["tests of the policy do not hold any more", "4444"]);
 }
+
+#[test]
+fn what_is_written_to_is_not_replaced_where_it_is_no_file() {
+    let Some(world) = World::new() else { return };
+    let observed = observe(&world, "");
+    let directory = std::path::Path::new(&observed).parent().unwrap();
+    let at = |name: &str| directory.join(name).display().to_string();
+    // A device of our own, with the numbers of the one that everybody has.
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
+    nix::sys::stat::mknod(directory.join("null").as_path(), nix::sys::stat::SFlag::S_IFCHR, mode, nix::sys::stat::makedev(1, 3)).unwrap();
+    world.egressguard(&["suggest", "-o", &at("null")]).exits(0);
+    let kind = fs::metadata(directory.join("null")).unwrap().file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_char_device(&kind));
+    // A link stays one.
+    fs::write(directory.join("target.yaml"), "").unwrap();
+    std::os::unix::fs::symlink("target.yaml", directory.join("link.yaml")).unwrap();
+    world.egressguard(&["suggest", "-o", &at("link.yaml")]).exits(0);
+    assert!(fs::symlink_metadata(directory.join("link.yaml")).unwrap().is_symlink());
+    assert!(fs::read_to_string(directory.join("target.yaml")).unwrap().contains("mode: enforce"));
+    assert!(world.egressguard(&["suggest", "-o", "-"]).exits(0).stdout.contains("mode: enforce"));
+    world.egressguard(&["suggest", "-o", &at("nowhere/x.yaml")]).exits(3).says(&["cannot write"]);
+}

@@ -180,7 +180,7 @@ fn the_service_writes_a_book_that_checks_and_ends_cleanly() {
 /// What a check of the book finds.
 fn checked(world: &World) -> Vec<String> {
     let files = egressguard::system::files::StateDirectory::new(world.state().join("watch"));
-    let findings = egressguard::state::books::check("watch", &files).expect("the book can be read");
+    let findings = egressguard::state::books::check("watch", &files, 0).expect("the book can be read");
     findings.findings.iter().map(|finding| format!("{}: {}", finding.line, finding.what)).collect()
 }
 
@@ -367,7 +367,7 @@ fn the_alert_program_gets_the_record_and_is_not_run_again_before_its_time() {
     let Some(world) = World::new() else { return };
     let told = world.file("told");
     let program = world.file("page-me");
-    std::fs::write(&program, format!("#!/bin/sh\ncat >> {told}\nexit 3\n")).expect("a program");
+    std::fs::write(&program, format!("#!/bin/sh\nls -l /proc/$$/fd > {told}.open\ncat >> {told}\nexit 3\n")).expect("a program");
     let mut permissions = std::fs::metadata(&program).expect("a program").permissions();
     std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
     std::fs::set_permissions(&program, permissions).expect("a program");
@@ -383,6 +383,8 @@ fn the_alert_program_gets_the_record_and_is_not_run_again_before_its_time() {
     (2..6).for_each(|port| is_refused(world.udp(STRANGER_V4, port)));
     eventually("the program was told of the others", || read().len() == 2);
     assert!(start.elapsed() > Duration::from_millis(1500), "too early: {:?}", start.elapsed());
+    let open = std::fs::read_to_string(format!("{told}.open")).expect("it was run");
+    assert!(!open.contains("socket:"), "the service's sockets are the service's: {open}");
     let told = read();
     assert_eq!((&told[0]["schema"], &told[0]["port"], &told[0]["more"]), (&"egressguard.alert/1".into(), &1.into(), &0.into()));
     assert_eq!((&told[1]["port"], &told[1]["more"]), (&2.into(), &3.into()));

@@ -89,7 +89,13 @@ pub fn keep(evidence: Evidence, since: Timestamp, saved: &Saved, pins: &Pins, wo
         "books": books,
         "unseen": unseen,
     });
-    let file = format!("evidence-{}.json", since.to_string().replace([':', '-'], ""));
+    let there = world.files.list().unwrap_or_default();
+    let named = |number: usize| {
+        let more = if number > 1 { format!("-{number}") } else { String::new() };
+        format!("evidence-{}{more}.json", since.to_string().replace([':', '-'], ""))
+    };
+    // Two cuts within a second are two.
+    let file = (1..).map(named).find(|name| !there.contains(name)).unwrap_or_else(|| named(1));
     world.files.write(&file, format!("{content:#}\n").as_bytes())?;
     Ok(file)
 }

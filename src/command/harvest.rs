@@ -24,6 +24,11 @@ pub fn harvest(world: &mut World, output: &mut Output) {
     }
 }
 
+/// How many records the book had when it was written on last, as the baseline knows; 0 where that is not known.
+pub fn known(files: &dyn Files) -> u64 {
+    files.read(BASELINE).ok().flatten().and_then(|content| Baseline::parse(&content)).map_or(0, |baseline| baseline.seq())
+}
+
 /// What was counted and stands in no book yet, without writing anything.
 pub fn unwritten(world: &mut World) -> Result<Vec<Kind>, Failure> {
     let Some(counts) = counts(LEDGER, world)? else { return Ok(Vec::new()) };

@@ -32,10 +32,12 @@ const ATTEMPTS: usize = 8;
 pub fn quarantine(arguments: &QuarantineArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     if !arguments.dry_run {
         match world.files.lock("quarantine") {
+            // Neither another command that hangs nor a disk that refuses keeps anybody from cutting the host off.
+            Err(error @ FileError::Locked(_)) if !arguments.release => return cut_off_by_element(error.into(), world),
             Err(error @ FileError::Locked(_)) => return Err(error.into()),
-            // A disk that refuses must not keep anybody from cutting the host off.
-            Err(_) if !arguments.release => {}
-            locked => locked?,
+            Err(error) if arguments.release => output.warn(&format!("{error}: going on without the lock")),
+            Err(_) => {}
+            Ok(()) => {}
         }
     }
     match (arguments.release, arguments.who.as_slice()) {
@@ -81,7 +83,7 @@ fn cut_off(arguments: &QuarantineArguments, world: &mut World, output: &mut Outp
             .map_err(|failure| Failure { message: failure.message.replace("the policy", "a host that is cut off"), ..failure })?;
     }
     if arguments.dry_run {
-        return rehearse(&applied, &facts, world, output);
+        return rehearse(arguments, &applied, &facts, world, output);
     }
     // ORDER: before the cut, which closes the sockets that are to be seen.
     let evidence = Evidence::gather(world);
@@ -131,16 +133,34 @@ fn cut_off(arguments: &QuarantineArguments, world: &mut World, output: &mut Outp
 }
 
 /// What would happen.
-fn rehearse(applied: &Applied, facts: &Facts, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
+fn rehearse(
+    arguments: &QuarantineArguments,
+    applied: &Applied,
+    facts: &Facts,
+    world: &mut World,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
     let Applied { source, saved, pins } = applied;
     let meant = compile(&source.policy, pins, facts, saved.record.generation).loadable();
     let would_end = revoke::would_end(&meant, world.flows)?;
     if saved.record.cut_off().is_some() {
-        output.say("nothing would change: this host is cut off")?;
+        match arguments.json {
+            true => output.json(&json!({"schema": "egressguard.quarantine/1", "cut_off": true, "would": null}))?,
+            false => output.say("nothing would change: this host is cut off")?,
+        }
         return Ok(Exit::Done);
     }
-    output.say(&format!("would cut this host off: only {}", stays(&source.policy)))?;
     let (flows, sockets) = would_end;
+    if arguments.json {
+        output.json(&json!({
+            "schema": "egressguard.quarantine/1",
+            "cut_off": false,
+            "would": {"flows": flows, "sockets": sockets},
+            "management": management(&source.policy),
+        }))?;
+        return Ok(Exit::No);
+    }
+    output.say(&format!("would cut this host off: only {}", stays(&source.policy)))?;
     output.say(&format!("would end {} and close {}", counted(flows, "flow"), counted(sockets, "socket")))?;
     if source.policy.management.is_none() {
         output.warn("the policy has no `management`: only a console would reach this host");
@@ -164,12 +184,19 @@ fn management(policy: &Policy) -> Option<String> {
 }
 
 fn release(arguments: &QuarantineArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
-    let applied = applied(world, output)?;
+    // ORDER: those who are in the kernel's sets first: where rules cut off, everybody stays so until others are loaded. Nothing of the
+    // state is needed for it.
+    let freed = free(&[QUARANTINED_HOST, QUARANTINED_USERS], |_| true, world)?;
+    let applied = applied(world, output).map_err(|failure| Failure {
+        message: match freed {
+            0 => failure.message,
+            _ => format!("{}; whom the kernel's sets held is released, and the rules are as they were", failure.message),
+        },
+        ..failure
+    })?;
     let Applied { source, saved, .. } = &applied;
     let since = state::cut_off(world.files);
     let facts = Facts { cut_off: None, ..refresh::facts(saved, &source.policy, world, output) };
-    // ORDER: those whom rules have cut off first: until the rules are loaded, everybody is cut off anyway.
-    let freed = free(&[QUARANTINED_HOST, QUARANTINED_USERS], |_| true, world)?;
     let loaded = load(&applied, &facts, world, output)?;
     let revocation = end(&loaded, world, output);
     if loaded.changed || freed > 0 {
@@ -278,12 +305,18 @@ fn cut_off_by_element(why: Failure, world: &mut World) -> Result<Exit, Failure> 
             .then(|| vec![Op::AddElements { set: def.clone(), elements: for_ever.clone() }])
     });
     match added {
-        Ok(Changed::NoTable) | Err(_) => Err(why),
+        Ok(Changed::NoTable) | Err(_) => Err(Failure { message: format!("{}; the host is NOT cut off", why.message), ..why }),
         Ok(Changed::Nothing | Changed::Done(_)) => Err(Failure::refused(
             format!("{}; the kernel has cut the host off all the same, but a boot would not know of it", why.message),
             "mend the state directory, then run this again; flows that are under way have lost their way, and were not ended",
         )),
     }
+}
+
+/// Whether the kernel's set holds the whole host, until somebody lets it go or for a time.
+pub fn is_cut_by_set(world: &mut World) -> bool {
+    let held = world.kernel.observe(Depth::Everything).ok().and_then(|(_, there)| there);
+    held.is_some_and(|there| there.sets.get(QUARANTINED_HOST).is_some_and(|(_, elements)| !elements.is_empty()))
 }
 
 /// What became of a small change.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, stdin};
 
 use crate::command::arguments::RemoveArguments;
-use crate::command::{Exit, Failure, Output, Style, handover, harvest};
+use crate::command::{Exit, Failure, Output, Style, handover, harvest, quarantine};
 use crate::judge::plan::NotOurs;
 use crate::ruleset::TABLE_COMMENT;
 use crate::ruleset::program::Op;
@@ -20,7 +20,7 @@ pub fn remove(arguments: &RemoveArguments, world: &mut World, output: &mut Outpu
         return Err(Failure::wrong("not removed", "say `--yes` to remove the rules without being asked"));
     }
     world.files.lock("remove")?;
-    if state::cut_off(world.files).is_some() {
+    if state::cut_off(world.files).is_some() || quarantine::is_cut_by_set(world) {
         return Err(Failure::refused(
             "this host is cut off, and without rules it would not be",
             "run `egressguard quarantine --release` first",

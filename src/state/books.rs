@@ -116,12 +116,15 @@ fn look(name: &str, files: &dyn Files) -> Result<Place, FileError> {
         held = files.tail(before, TAIL)?.and_then(|tail| Ending::of(&tail.octets).head);
     }
     let noted = files.read(&book::head_file(name))?.and_then(|content| Bounds::parse(&content));
+    // A book that was never written on has no head either.
+    let headless = noted.is_none() && held.is_some();
     let (head, missing) = book::resume(held, noted.as_ref().map(|bounds| bounds.head.clone()));
     let bounds = match noted {
         Some(noted) => Bounds { head, ..noted },
         None => Bounds { head, first: all.first().map_or(Ok(1), |oldest| first_record(oldest, files))?, before: String::new() },
     };
-    let mended = (torn > 0 || missing > 0).then_some(Mended { bytes: torn, missing });
+    let mended = Mended { bytes: torn, missing, headless };
+    let mended = (torn > 0 || missing > 0 || headless).then_some(mended);
     Ok(Place { bounds, size: size - torn.min(size), mended })
 }
 
@@ -187,15 +190,15 @@ pub fn each(name: &str, files: &dyn Files, mut take: impl FnMut(Line<'_>)) -> Re
     Ok(())
 }
 
-/// Checks a book.
-pub fn check(name: &str, files: &dyn Files) -> Result<Findings, FileError> {
+/// Checks a book, of which somebody knows that it had so many records at least.
+pub fn check(name: &str, files: &dyn Files, known: u64) -> Result<Findings, FileError> {
     // ORDER: the head first, so that what is written meanwhile is more than it says and not less.
     let noted = files.read(&book::head_file(name))?.and_then(|content| Bounds::parse(&content));
     let mut check = Check::new(noted);
     for volume in volumes(name, files)? {
         check.file(&volume.name, volume.content).map_err(|error| unreadable(&volume.name, files, &error))?;
     }
-    Ok(check.end(name))
+    Ok(check.end(name, known))
 }
 
 fn unreadable(file: &str, files: &dyn Files, error: &io::Error) -> FileError {

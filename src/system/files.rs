@@ -50,11 +50,11 @@ impl StateDirectory {
 impl Files for StateDirectory {
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>, FileError> {
         let path = self.path.join(name);
-        match fs::read(&path) {
-            Ok(content) => Ok(Some(content)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(explain("read", &path, &error)),
-        }
+        let explained = |error: io::Error| explain("read", &path, &error);
+        let Some(file) = open(&path).map_err(explained)? else { return Ok(None) };
+        let mut content = Vec::new();
+        file.take(DOCUMENT_MAX).read_to_end(&mut content).map_err(explained)?;
+        Ok(Some(content))
     }
 
     fn write(&mut self, name: &str, content: &[u8]) -> Result<(), FileError> {
@@ -213,7 +213,19 @@ impl Documents for NamedDocuments {
     }
 
     fn write(&mut self, path: &str, content: &[u8]) -> Result<(), FileError> {
-        replace(Path::new(path), content, 0o644, Disk::Wait)
+        if path == "-" {
+            return io::stdout().lock().write_all(content).map_err(|error| explain("write", Path::new(path), &error));
+        }
+        // A link stays one, and what it leads to is written.
+        let place = fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
+        match fs::metadata(&place) {
+            // A terminal, a pipe, a device: nothing stands beside it, and it is not there to be replaced.
+            Ok(there) if !there.is_file() && !there.is_dir() => {
+                let written = OpenOptions::new().write(true).open(&place).and_then(|mut file| file.write_all(content));
+                written.map_err(|error| explain("write", &place, &error))
+            }
+            _ => replace(&place, content, 0o644, Disk::Wait),
+        }
     }
 
     fn at_revision(&self, path: &str, revision: &str) -> Result<Vec<u8>, RevisionError> {
@@ -237,6 +249,7 @@ fn is_alive(note: &str) -> bool {
 /// A file to be read; nothing when there is none. The directory may be another user's: no link is followed, and no pipe waited for.
 fn open(path: &Path) -> io::Result<Option<File>> {
     match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+        Ok(file) if !file.metadata()?.is_file() => Err(io::Error::other("it is no regular file")),
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -318,12 +318,14 @@ pub enum What {
     Torn(u64),
     /// The head file is missing or damaged, so that a cut end would not show. The next record writes it anew.
     NoHead,
+    /// There was no head file when this record was written: what the book held before, nobody knows.
+    Beheaded,
 }
 
 impl What {
-    /// Whether records were changed or are missing; what is left is what a power cut or a full disk does.
+    /// Whether records were changed or are missing, or may be; what is left is what a power cut or a full disk does.
     pub fn is_fault(&self) -> bool {
-        !matches!(self, What::Torn(_) | What::NoHead)
+        !matches!(self, What::Torn(_) | What::Beheaded)
     }
 }
 
@@ -341,6 +343,7 @@ impl fmt::Display for What {
             What::CutOff(first, last) => write!(f, "{} at the end", records(first, last)),
             What::OtherHead => f.write_str("the last record is not the one that the head file names"),
             What::Torn(octets) => write!(f, "the last {octets} octets are of an interrupted write; the next record cuts them off"),
+            What::Beheaded => f.write_str("the head file was missing when this was written, so that an end cut off before would not show"),
             What::NoHead => f.write_str("missing or damaged, so that a cut end would not show; the next record writes it anew"),
         }
     }
@@ -403,7 +406,12 @@ impl Check {
 
     fn record(&mut self, file: &str, number: u64, record: &Chained<'_>, line: &[u8]) {
         self.found.records += 1;
-        self.found.mended += u64::from(Line::parse(line).is_some_and(|line| line.kind == "mended"));
+        if let Some(mended) = Line::parse(line).filter(|line| line.kind == "mended") {
+            self.found.mended += 1;
+            if mended.headless {
+                self.say(file, number, What::Beheaded);
+            }
+        }
         let (seq, before) = match self.last.take() {
             Some(last) => last,
             None => match &self.noted {
@@ -425,10 +433,13 @@ impl Check {
         self.last = Some((record.seq, Some(record.chain.to_string())));
     }
 
-    /// What was found, in the end. `name` is the book's.
-    pub fn end(mut self, name: &str) -> Findings {
+    /// What was found, in the end. `name` is the book's, which had `known` records at least.
+    pub fn end(mut self, name: &str, known: u64) -> Findings {
         let (last, chain) = self.last.take().unwrap_or_default();
         match self.noted.take() {
+            noted if known > last && noted.as_ref().is_none_or(|bounds| bounds.head.seq < known) => {
+                self.say(&file(name), 0, What::CutOff(last + 1, known));
+            }
             Some(Bounds { head, .. }) if head.seq > last => self.say(&file(name), 0, What::CutOff(last + 1, head.seq)),
             Some(Bounds { head, .. }) if head.seq == last && chain.is_some_and(|chain| chain != head.chain) => {
                 self.say(&file(name), 0, What::OtherHead);
@@ -468,7 +479,7 @@ mod tests {
     fn check(lines: &[u8], bounds: &Bounds) -> Vec<(u64, What)> {
         let mut check = Check::new(Some(bounds.clone()));
         check.file("b.jsonl", lines).unwrap();
-        check.end("b").findings.into_iter().map(|finding| (finding.line, finding.what)).collect()
+        check.end("b", 0).findings.into_iter().map(|finding| (finding.line, finding.what)).collect()
     }
 
     fn lines_of(book: &[u8]) -> Vec<Vec<u8>> {
@@ -521,21 +532,24 @@ mod tests {
         assert_eq!(check(&kept, &bounds), [(0, What::CutOff(4, 5))]);
         let (head, missing) = resume(Ending::of(&kept).head, Some(bounds.head));
         assert_eq!((head.seq, missing), (5, 2));
-        let (more, head) = append(&head, AT, &[Kind::Mended(crate::violation::record::Mended { bytes: 0, missing })]);
+        let (more, head) = append(&head, AT, &[Kind::Mended(crate::violation::record::Mended { bytes: 0, missing, headless: false })]);
         let bounds = Bounds { head, ..Bounds::default() };
         assert_eq!(check(&[kept, more].concat(), &bounds), [(4, What::Missing(4, 5))]);
     }
 
     #[test]
-    fn a_head_that_is_behind_or_gone_is_no_fault() {
+    fn a_head_that_is_behind_is_no_fault_and_one_that_is_gone_stays_visible() {
         let (whole, bounds) = book(3);
         assert_eq!(check(&whole, &book(2).1), []);
         assert_eq!(resume(Some(bounds.head.clone()), Some(book(2).1.head)), (bounds.head.clone(), 0));
         assert_eq!(resume(Some(bounds.head.clone()), None), (bounds.head, 0));
         let mut check = Check::new(None);
         check.file("b.jsonl", &*whole).unwrap();
-        let found = check.end("b");
-        assert!(!found.has_fault() && found.records == 3, "{found:?}");
+        let found = check.end("b", 0);
+        assert!(found.has_fault() && found.records == 3, "an end that was cut off with it would not show: {found:?}");
+        let mended = Kind::Mended(crate::violation::record::Mended { bytes: 0, missing: 0, headless: true });
+        let (more, head) = append(&book(3).1.head, AT, &[mended]);
+        assert_eq!(super::tests::check(&[whole, more].concat(), &Bounds { head, ..Bounds::default() }), [(4, What::Beheaded)]);
     }
 
     #[test]
@@ -571,7 +585,7 @@ mod tests {
         for content in [&b""[..], b"\n\n", b"\0\0\0\0", &[0xff; 300], &long, &deep, &[&long[..], b"\n", &whole].concat()] {
             let mut check = Check::new(Some(bounds.clone()));
             check.file("b.jsonl", content).unwrap();
-            check.end("b");
+            check.end("b", 0);
             Lines::new(content).records(|_| {}).unwrap();
             Ending::of(content);
         }

@@ -209,6 +209,9 @@ pub struct Mended {
     pub bytes: u64,
     /// How many records at the end are missing that were written once.
     pub missing: u64,
+    /// Whether there was no head file, so that nobody knows whether records are missing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub headless: bool,
 }
 
 /// A [`Tuple`] as it is written: `direction`, `protocol`, then what is known of `destination`, `port`, `uid` and `source`.
@@ -337,6 +340,9 @@ pub struct Line<'a> {
     /// See [`Mended::missing`].
     #[serde(default)]
     pub missing: Option<u64>,
+    /// See [`Mended::headless`].
+    #[serde(default)]
+    pub headless: bool,
     /// See [`Seen::name`].
     #[serde(default, borrow)]
     pub name: Option<Cow<'a, str>>,
@@ -487,7 +493,7 @@ impl<'a> Line<'a> {
             "started" => Kind::Started {},
             "stopped" => Kind::Stopped {},
             "alert" => Kind::Alert { count: self.count?, outcome: owned(&self.outcome)? },
-            "mended" => Kind::Mended(Mended { bytes: self.bytes?, missing: self.missing? }),
+            "mended" => Kind::Mended(Mended { bytes: self.bytes?, missing: self.missing?, headless: self.headless }),
             _ => return None,
         })
     }
@@ -647,7 +653,8 @@ mod tests {
             Kind::Started {},
             Kind::Stopped {},
             Kind::Alert { count: 2, outcome: "done".into() },
-            Kind::Mended(Mended { bytes: 17, missing: 0 }),
+            Kind::Mended(Mended { bytes: 17, missing: 0, headless: false }),
+            Kind::Mended(Mended { bytes: 0, missing: 0, headless: true }),
         ] {
             let text = written(&kind);
             let line = Line::parse(text.as_bytes()).unwrap_or_else(|| panic!("{text}"));

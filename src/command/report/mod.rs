@@ -7,6 +7,7 @@ mod text;
 
 use std::collections::HashMap;
 
+use crate::base::name::DnsName;
 use crate::base::net::IpNet;
 use crate::base::packet::Direction;
 use crate::base::time::{Period, Timestamp};
@@ -110,6 +111,9 @@ pub fn report(arguments: &ReportArguments, world: &mut World, output: &mut Outpu
         return check(arguments, world, output);
     }
     let told = gather(question(arguments, world)?, world, output)?;
+    if let (Some(to), true) = (&arguments.to, told.report.total == 0) {
+        output.detail(&format!("nothing that was to go to `{to}` is known; a name is known while it has a pin, and where watch saw it"));
+    }
     let format = if arguments.json { ReportFormat::Json } else { arguments.format };
     match format {
         ReportFormat::Text => text::write(&told, output)?,
@@ -176,21 +180,25 @@ fn question(arguments: &ReportArguments, world: &World) -> Result<Question, Fail
         (_, Ok(None)) => Err(Failure::wrong(format!("no user `{user}` is known here"), "write the number")),
         (_, Err(error)) => Err(Failure::refused(error, "write the number")),
     });
-    let to = arguments.to.as_deref().map(|to| match (to.parse::<IpNet>(), to.parse::<std::net::IpAddr>()) {
-        (Ok(net), _) => Place::Net(net),
-        (_, Ok(address)) => Place::Net(address.into()),
-        _ => Place::Name(to.to_ascii_lowercase()),
+    let to = arguments.to.as_deref().map(|to| match (to.parse::<IpNet>(), to.parse::<std::net::IpAddr>(), DnsName::parse(to)) {
+        (Ok(net), ..) => Ok(Place::Net(net)),
+        (_, Ok(address), _) => Ok(Place::Net(address.into())),
+        (.., Ok(name)) => Ok(Place::Name(name.to_string())),
+        (.., Err(error)) => {
+            let message = format!("`--to {to}` is neither an address, nor a network, nor a name: {error}");
+            Err(Failure::wrong(message, "for example `198.51.100.7`, `198.51.100.0/24` or `api.openai.com`"))
+        }
     });
     let direction = arguments.direction.as_deref().map(|word| {
         Direction::of_word(word).ok_or_else(|| Failure::wrong(format!("`{word}` is no direction"), "write `out`, `forward` or `in`"))
     });
-    Ok(Question { since, until, uid: uid.transpose()?, to, direction: direction.transpose()? })
+    Ok(Question { since, until, uid: uid.transpose()?, to: to.transpose()?, direction: direction.transpose()? })
 }
 
 /// Checks both books.
 fn check(arguments: &ReportArguments, world: &World, output: &mut Output) -> Result<Exit, Failure> {
-    let books = [(books::LEDGER, world.files.place(), books::check(books::LEDGER, world.files)?), {
-        let found = books::check(books::WATCH, world.watch)?;
+    let books = [(books::LEDGER, world.files.place(), books::check(books::LEDGER, world.files, harvest::known(world.files))?), {
+        let found = books::check(books::WATCH, world.watch, 0)?;
         (books::WATCH, world.watch.place(), found)
     }];
     let has_fault = books.iter().any(|(_, _, findings)| findings.has_fault());

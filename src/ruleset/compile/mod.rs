@@ -192,7 +192,7 @@ impl Compiler<'_> {
     }
 
     fn forward(&mut self) -> Chain {
-        let mut rules = vec![Rule::new("quarantine", self.cut_off(), vec![], goto("refuse_forward"))];
+        let mut rules = vec![Rule::new("quarantine", self.cut_off(), vec![], goto(&format!("{}_forward", self.cut())))];
         if self.policy.host.forward == Forward::Contain {
             rules.extend(tracked());
             // ORDER: before `outbound`, or whoever is outside could come in to wherever programs of this host may go out.
@@ -267,10 +267,7 @@ impl Compiler<'_> {
 
     /// The end of packets that are neither allowed nor a violation.
     fn quietly(&self) -> Action {
-        match self.mode {
-            Mode::Enforce => Action::Drop,
-            Mode::Observe => Action::Accept,
-        }
+        quietly(self.mode)
     }
 
     /// Without these a host loses its addresses, its neighbours or its operator. They hold in quarantine too.
@@ -302,9 +299,10 @@ impl Compiler<'_> {
         // A management session through a tunnel ends without word that its packets are too big.
         let mut quarantined_in = vec![essential("essential_in")];
         quarantined_in.extend(errors());
-        quarantined_in.push(Rule::new("refuse-in", vec![], vec![], goto("refuse_in")));
+        quarantined_in.push(Rule::new("refuse-in", vec![], vec![], goto(&format!("{}_in", self.cut()))));
         // ORDER: past the trip-wire, which would make the quarantine longer with every packet that it refuses.
-        let quarantined_out = vec![essential("essential_out"), Rule::new("refuse-out", vec![], vec![], goto("refuse_out"))];
+        let quarantined_out =
+            vec![essential("essential_out"), Rule::new("refuse-out", vec![], vec![], goto(&format!("{}_out", self.cut())))];
         vec![
             Chain::regular("essential_in", incoming),
             Chain::regular("essential_out", outgoing),
@@ -411,4 +409,12 @@ fn jump(chain: &str) -> Action {
 
 fn goto(chain: &str) -> Action {
     Action::Goto(chain.to_string())
+}
+
+/// The end of packets of which nobody is told.
+fn quietly(mode: Mode) -> Action {
+    match mode {
+        Mode::Enforce => Action::Drop,
+        Mode::Observe => Action::Accept,
+    }
 }

@@ -7,7 +7,7 @@ use crate::base::packet::Direction;
 use crate::base::time::Period;
 use crate::policy::{Mode, QuarantineScope};
 use crate::ruleset::Chain;
-use crate::ruleset::compile::{Compiler, QUARANTINED_HOST, QUARANTINED_USERS, goto};
+use crate::ruleset::compile::{Compiler, QUARANTINED_HOST, QUARANTINED_USERS, goto, quietly};
 use crate::ruleset::field::{Field, NO_USER, STATUS_DNAT};
 use crate::ruleset::program::KeyType;
 use crate::ruleset::rule::{Action, Carries, Rate, RateUnit, Rule, Side, Statement, Test, has_any, is, is_not};
@@ -62,37 +62,56 @@ impl Ledger {
 const LOG_RATE: Rate = Rate { packets: 10, unit: RateUnit::Second, burst: 50 };
 
 impl Compiler<'_> {
-    /// The chains that end in a refusal, with their sets.
+    /// The chains that end in a refusal, with their sets. A policy that only observes lets everything pass at their end, and has others
+    /// for those who are cut off: whoever cuts off means it.
     pub(super) fn refusals(&mut self) -> Vec<Chain> {
+        let mut chains = self.refusals_of("refuse", self.mode);
+        if self.mode == Mode::Observe {
+            chains.extend(self.refusals_of(self.cut(), Mode::Enforce));
+        }
+        chains
+    }
+
+    /// What the names of the chains begin with that refuse whoever is cut off.
+    pub(super) fn cut(&self) -> &'static str {
+        match self.mode {
+            Mode::Enforce => "refuse",
+            Mode::Observe => "cut",
+        }
+    }
+
+    /// The four chains whose names begin like this.
+    fn refusals_of(&mut self, name: &str, mode: Mode) -> Vec<Chain> {
+        let named = |direction: &str| format!("{name}_{direction}");
         let mut users = vec![self.all(Direction::Out)];
         users.extend(self.ledger("user", Field::SocketUser, KeyType::Uid));
-        users.extend(self.log_and_refuse("refuse-out"));
+        users.extend(log_and_refuse("refuse-out", mode));
 
-        let mut kernel = vec![Rule::new("refuse-out", vec![is_not(Field::SocketUser, NO_USER)], vec![], goto("refuse_user"))];
+        let mut kernel = vec![Rule::new("refuse-out", vec![is_not(Field::SocketUser, NO_USER)], vec![], goto(&named("user")))];
         // What is left has no socket: answers that the kernel makes by itself. They are counted by the address they leave from.
         kernel.push(self.all(Direction::Out));
         kernel.extend(self.ledger_by_source("kernel"));
-        kernel.extend(self.log_and_refuse("refuse-out"));
+        kernel.extend(log_and_refuse("refuse-out", mode));
 
         let mut forward = vec![self.all(Direction::Forward)];
         forward.extend(self.ledger_by_source("forward"));
         forward.push(log("refuse-forward"));
-        if self.mode == Mode::Enforce {
+        if mode == Mode::Enforce {
             // It came from outside to a published port: a scanner learns nothing.
             forward.push(Rule::new("refuse-forward", vec![has_any(Field::ConntrackStatus, STATUS_DNAT)], vec![], Action::Drop));
         }
-        forward.extend(self.refuse("refuse-forward"));
+        forward.extend(refuse("refuse-forward", mode));
 
         let mut incoming = vec![self.all(Direction::In)];
         incoming.extend(self.ledger_of_ports());
         incoming.push(log("refuse-in"));
-        incoming.push(Rule::new("refuse-in", vec![], vec![], self.quietly()));
+        incoming.push(Rule::new("refuse-in", vec![], vec![], quietly(mode)));
 
         vec![
-            Chain::regular("refuse_out", kernel),
-            Chain::regular("refuse_user", users),
-            Chain::regular("refuse_forward", forward),
-            Chain::regular("refuse_in", incoming),
+            Chain::regular(&named("out"), kernel),
+            Chain::regular(&named("user"), users),
+            Chain::regular(&named("forward"), forward),
+            Chain::regular(&named("in"), incoming),
         ]
     }
 
@@ -153,22 +172,22 @@ impl Compiler<'_> {
         };
         vec![Rule::new("quarantine", tests, statements, Action::Continue)]
     }
+}
 
-    fn log_and_refuse(&self, id: &str) -> Vec<Rule> {
-        let mut rules = vec![log(id)];
-        rules.extend(self.refuse(id));
-        rules
-    }
+fn log_and_refuse(id: &str, mode: Mode) -> Vec<Rule> {
+    let mut rules = vec![log(id)];
+    rules.extend(refuse(id, mode));
+    rules
+}
 
-    /// The end: a local program fails at once and with a reason.
-    fn refuse(&self, id: &str) -> Vec<Rule> {
-        match self.mode {
-            Mode::Observe => vec![Rule::new(id, vec![], vec![], Action::Accept)],
-            Mode::Enforce => vec![
-                Rule::new(id, vec![is(Field::L4Protocol, Protocol::TCP.0)], vec![], Action::Reset),
-                Rule::new(id, vec![], vec![], Action::Prohibit),
-            ],
-        }
+/// The end: a local program fails at once and with a reason.
+fn refuse(id: &str, mode: Mode) -> Vec<Rule> {
+    match mode {
+        Mode::Observe => vec![Rule::new(id, vec![], vec![], Action::Accept)],
+        Mode::Enforce => vec![
+            Rule::new(id, vec![is(Field::L4Protocol, Protocol::TCP.0)], vec![], Action::Reset),
+            Rule::new(id, vec![], vec![], Action::Prohibit),
+        ],
     }
 }
 

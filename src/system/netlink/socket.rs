@@ -63,6 +63,8 @@ impl Socket {
             Some(number) => Failure::Errno(Errno::from_raw(number)),
             None => Failure::Words(error.to_string()),
         })?;
+        // No program that is started gets it: it reads what the kernel tells whoever may change the packet filter.
+        close_on_exec(inner.as_raw_fd())?;
         // Without this the kernel sends a whole failed message back with its error. Kernels have had it since 4.3.
         set_option(inner.as_raw_fd(), libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1)?;
         Ok(Socket { inner, seq: 0, buffer: vec![0; ROOM] })
@@ -228,6 +230,12 @@ pub fn namespace_cookie(socket: &impl AsRawFd) -> Option<u64> {
     // SAFETY: the kernel writes at most `length` octets into `cookie`, both of which outlive the call.
     let result = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut length) };
     (result == 0).then_some(cookie)
+}
+
+fn close_on_exec(fd: RawFd) -> Result<(), Failure> {
+    // SAFETY: nothing but a flag of the descriptor changes; a bad descriptor is an error and nothing else.
+    let result = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(Failure::Errno(Errno::last())) }
 }
 
 fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> Result<(), Failure> {
