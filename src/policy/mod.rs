@@ -8,7 +8,6 @@ mod document;
 mod lint;
 mod outbound;
 mod read;
-mod schema;
 mod value;
 mod write;
 mod yaml;
@@ -26,7 +25,6 @@ pub use builtin::{BUILTIN_NAMES, builtin};
 pub use document::{Parsed, parse, parse_bytes};
 pub use lint::lint_addresses;
 pub use outbound::{RESERVED_IDS, derived_id};
-pub use schema::schema;
 pub use write::{Remarks, write};
 pub use yaml::MAX_OCTETS;
 
@@ -34,6 +32,12 @@ pub use yaml::MAX_OCTETS;
 pub fn destination(text: &str) -> Option<Target> {
     value::target(text).ok()
 }
+
+/// The JSON Schema of the language, draft 7, for editors: it completes keys, explains them, and refuses most of what the reader refuses.
+///
+/// INVARIANT: what the reader takes, the schema takes. The reader knows more (host bits, shadows, ids that are taken) and has the
+/// better words; nothing is decided there.
+pub const SCHEMA: &str = include_str!("schema.json");
 
 /// A line of the policy file, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
