@@ -11,10 +11,10 @@ use crate::base::port::PortSet;
 use crate::command::arguments::SuggestArguments;
 use crate::command::{Exit, Failure, Output, enforce, handover, report, source, status, test};
 use crate::pins::{Answer, Pins};
-use crate::policy::{self, Destination, DnsServer, Line, Mode, Outbound, Policy, Remarks, Target, Transport, write};
+use crate::policy::{self, Destination, DnsServer, Line, MAX_OCTETS, Mode, Outbound, Policy, Remarks, Target, Transport, write};
 use crate::state::{self, Backend, Current, Saved};
 use crate::violation::report::{Question, Report};
-use crate::violation::suggest::{Added, Ground, Left, Suggestion, suggest as suggested};
+use crate::violation::suggest::{Added, Ground, Left, MOST, Suggestion, suggest as suggested};
 use crate::world::World;
 
 /// How many of those that are left out are told one by one.
@@ -43,9 +43,13 @@ pub fn suggest(arguments: &SuggestArguments, world: &mut World, output: &mut Out
     let names = named(&arguments.name, &base, world, output)?;
     let listening = listening(world, output);
     let ground = Ground { policy: &base, pins: &pins, facts: &facts, users: &users, names: &names, listening: listening.as_ref() };
-    let suggestion = suggested(&report, &ground);
     let counted = counted(&base, &pins, world, output);
-    let text = write(&suggestion.policy, &remarks(&suggestion, &report, &saved, &base, &counted));
+    let written = |most: usize| {
+        let suggestion = suggested(&report, &ground, most);
+        let text = write(&suggestion.policy, &remarks(&suggestion, &report, &saved, &base, &counted));
+        (suggestion, text)
+    };
+    let (suggestion, text) = fitting(written);
     // What is printed is what the reader reads: everything that is said of it is said of the text.
     let read = policy::parse(&text, "the suggestion")
         .map_err(|_| {
@@ -67,6 +71,18 @@ pub fn suggest(arguments: &SuggestArguments, world: &mut World, output: &mut Out
     }
     let has_all = suggestion.left.is_empty() && report.overflow.is_empty();
     Ok(if has_all { Exit::Done } else { Exit::No })
+}
+
+/// As many destinations as a file has room for: how long their remarks are is not known before.
+fn fitting<T>(written: impl Fn(usize) -> (T, String)) -> (T, String) {
+    let mut most = MOST;
+    loop {
+        let (suggestion, text) = written(most);
+        if text.len() <= MAX_OCTETS || most == 0 {
+            return (suggestion, text);
+        }
+        most /= 2;
+    }
 }
 
 /// The generation that is applied.
@@ -173,14 +189,15 @@ fn remarks(suggestion: &Suggestion, report: &Report, saved: &Saved, base: &Polic
     for added in &suggestion.added {
         match added.way {
             Some(place) => {
-                remarks.beside.insert((place, 0), words(added));
+                remarks.beside.insert(place, words(added));
             }
             None => remarks.head.push(format!("New: `inbound`, {}.", words(added))),
         }
     }
     if suggestion.policy.outbound.len() > old {
         let mut lines = vec!["New, for what was seen and the policy did not allow.".to_string()];
-        let has_address = suggestion.policy.outbound[old..].iter().any(|way| matches!(way.to[0].target, Target::Net(_)));
+        let mut to = suggestion.policy.outbound[old..].iter().flat_map(|way| &way.to);
+        let has_address = to.any(|destination| matches!(destination.target, Target::Net(_)));
         if has_address {
             lines.push("An address that belongs to a name can change: write the name, or run this again with `--name NAME`.".to_string());
         }
@@ -225,8 +242,12 @@ fn ports(ports: usize) -> String {
 }
 
 fn summary(suggestion: &Suggestion) -> String {
-    let ways = suggestion.added.iter().filter(|added| added.way.is_some()).count();
-    let ways = if ways == 1 { "1 way out".to_string() } else { format!("{ways} ways out") };
+    let destinations = suggestion.added.iter().filter_map(|added| added.way);
+    let (destinations, number) = (destinations.clone().count(), destinations.filter(|(_, position)| *position == 0).count());
+    let mut ways = if number == 1 { "1 way out".to_string() } else { format!("{number} ways out") };
+    if destinations > number {
+        ways = format!("{ways} to {destinations} destinations");
+    }
     let door = if suggestion.added.iter().any(|added| added.way.is_none()) { " and the way in" } else { "" };
     match suggestion.left.len() {
         0 => format!("{ways}{door} added"),
@@ -237,8 +258,12 @@ fn summary(suggestion: &Suggestion) -> String {
 
 fn value(suggestion: &Suggestion, report: &Report, saved: &Saved, base: &Policy, text: &str) -> Value {
     let added = |added: &Added| {
-        let way = added.way.and_then(|way| suggestion.policy.outbound.get(way));
-        let target = way.map(|way| match &way.to[0].target {
+        let place = added.way.and_then(|(way, position)| {
+            let way = suggestion.policy.outbound.get(way)?;
+            Some((way, way.to.get(position)?))
+        });
+        let way = place.map(|(way, _)| way);
+        let target = place.map(|(_, destination)| match &destination.target {
             Target::Name(name) => name.to_string(),
             Target::Net(net) => net.addr().to_string(),
         });
@@ -271,4 +296,16 @@ fn value(suggestion: &Suggestion, report: &Report, saved: &Saved, base: &Policy,
         "covered": suggestion.covered,
         "knocks": {"packets": suggestion.knocks.0, "ports": suggestion.knocks.1},
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suggestion_with_long_remarks_has_fewer_destinations_and_fits_into_a_file() {
+        let written = |octets: usize| move |most: usize| (most, "x".repeat(most * octets));
+        let of = |octets: usize| fitting(written(octets)).0;
+        assert_eq!((of(100), of(300), of(900), of(MAX_OCTETS + 1)), (MOST, MOST / 2, MOST / 8, 0));
+    }
 }

@@ -18,8 +18,8 @@ use crate::ruleset::compile::{Facts, compile};
 use crate::violation::report::{Report, Violation};
 use crate::violation::{Tuple, Who};
 
-/// The most ways out that are added. Who sends to more destinations than this needs no longer policy.
-pub const MOST: usize = 1000;
+/// The most destinations that are added. Who sends to more than this needs no longer policy.
+pub const MOST: usize = 5000;
 /// The most programs of a way that are named.
 const PROGRAMS: usize = 3;
 
@@ -40,11 +40,11 @@ pub struct Ground<'a> {
     pub listening: Option<&'a BTreeSet<(Protocol, u16)>>,
 }
 
-/// A way that was added, with what it is for.
+/// A destination that was added, or the way in, with what it is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Added {
-    /// Its place among the ways out of the suggested policy; `None`: it is the way in.
-    pub way: Option<usize>,
+    /// Its way's place among the ways out of the suggested policy, and its own place in that way; `None`: it is the way in.
+    pub way: Option<(usize, usize)>,
     /// How many packets it would have allowed.
     pub packets: u64,
     /// The last of them.
@@ -81,7 +81,7 @@ pub struct Suggestion {
     pub knocks: (u64, usize),
 }
 
-/// What a way out is told apart by.
+/// What a destination is told apart by.
 type Key = (Target, Transport, Option<Scope>);
 
 #[derive(Debug, Default)]
@@ -115,8 +115,8 @@ impl Want {
     }
 }
 
-/// Adds to the policy what was seen and it does not allow.
-pub fn suggest(report: &Report, ground: &Ground<'_>) -> Suggestion {
+/// Adds to the policy what was seen and it does not allow, with at most so many destinations.
+pub fn suggest(report: &Report, ground: &Ground<'_>, most: usize) -> Suggestion {
     let applied = Policy { mode: Mode::Enforce, ..ground.policy.clone() };
     let rules = compile(&applied, ground.pins, ground.facts, 1);
     let rules = Prepared::new(&rules);
@@ -157,7 +157,7 @@ pub fn suggest(report: &Report, ground: &Ground<'_>) -> Suggestion {
     }
     suggestion.knocks.1 = closed.len();
     add_door(&mut suggestion, doors);
-    add_ways(&mut suggestion, narrowed(wants));
+    add_ways(&mut suggestion, narrowed(wants), most);
     // Who names no host asked nobody; who does asks the host's own servers.
     if suggestion.policy.dns.is_empty() && suggestion.policy.names_hosts() {
         suggestion.policy.dns.push(DnsServer::System);
@@ -169,17 +169,15 @@ pub fn suggest(report: &Report, ground: &Ground<'_>) -> Suggestion {
         let why = match violation.tuple.direction {
             Direction::In if ground.policy.inbound.is_some() => "at most one port accepts connections, and the policy has one",
             Direction::In => "at most one port accepts connections; `management` is the second, narrow one",
-            _ if wants_too_many(&suggestion) => "there are too many destinations for a policy",
+            _ if suggestion.added.iter().filter(|added| added.way.is_some()).count() >= most => {
+                "there are too many destinations for a policy"
+            }
             _ => "no line of a policy allows it",
         };
         suggestion.left.push(left(violation, why));
     }
     suggestion.left.sort_by(|a, b| b.packets.cmp(&a.packets).then_with(|| a.packet.cmp(&b.packet)));
     suggestion
-}
-
-fn wants_too_many(suggestion: &Suggestion) -> bool {
-    suggestion.added.iter().filter(|added| added.way.is_some()).count() >= MOST
 }
 
 fn left(violation: &Violation, why: &'static str) -> Left {
@@ -252,24 +250,26 @@ fn narrowed(mut wants: BTreeMap<Key, Want>) -> BTreeMap<Key, Want> {
     wants
 }
 
-fn add_ways(suggestion: &mut Suggestion, wants: BTreeMap<Key, Want>) {
+/// Destinations with the same ports, protocol and sender are one way out, which stands where the first of them would.
+fn add_ways(suggestion: &mut Suggestion, wants: BTreeMap<Key, Want>, most: usize) {
     let mut wants: Vec<(Key, Want)> = wants.into_iter().collect();
-    if wants.len() > MOST {
+    if wants.len() > most {
         wants.sort_by(|a, b| b.1.packets.cmp(&a.1.packets).then_with(|| a.0.cmp(&b.0)));
-        wants.truncate(MOST);
+        wants.truncate(most);
         wants.sort_by(|a, b| a.0.cmp(&b.0));
     }
+    let mut places = HashMap::new();
     for ((target, protocol, scope), want) in wants {
         let Want { ports, packets, last, programs, sources } = want;
-        suggestion.added.push(Added { way: Some(suggestion.policy.outbound.len()), packets, last, programs, sources });
-        suggestion.policy.outbound.push(Outbound {
-            id: policy::derived_id(&target),
-            to: vec![Destination { target, line: Line(0) }],
-            ports: PortSet::new(ports.into_iter().map(PortRange::single)),
-            protocol,
-            scope,
-            line: Line(0),
+        let ports = PortSet::new(ports.into_iter().map(PortRange::single));
+        let ways = &mut suggestion.policy.outbound;
+        let place = *places.entry((ports.clone(), protocol, scope.clone())).or_insert_with(|| {
+            ways.push(Outbound { id: policy::derived_id(&target), to: Vec::new(), ports, protocol, scope, line: Line(0) });
+            ways.len() - 1
         });
+        let to = &mut ways[place].to;
+        suggestion.added.push(Added { way: Some((place, to.len())), packets, last, programs, sources });
+        to.push(Destination { target, line: Line(0) });
     }
 }
 
@@ -378,7 +378,7 @@ mod tests {
             names: &BTreeMap::from([("198.51.100.9".parse().unwrap(), DnsName::parse("db.example.com").unwrap())]),
             listening: listening.as_ref(),
         };
-        suggest(&report, &ground)
+        suggest(&report, &ground, MOST)
     }
 
     /// The ways out that were added, as they are written.
@@ -386,7 +386,12 @@ mod tests {
         let text = write(&suggestion.policy, &Remarks::default());
         assert!(policy::parse(&text, "suggested.yaml").is_ok(), "{text}");
         let ways = text.split("outbound:\n").nth(1).unwrap_or_default().split("\n\n").next().unwrap_or_default();
-        ways.replace("\n    ", " ").lines().map(|line| line.trim_start_matches([' ', '-']).to_string()).skip(2).collect()
+        ways.replace("\n    ", " ")
+            .replace("   - ", " ")
+            .lines()
+            .map(|line| line.trim_start_matches([' ', '-']).to_string())
+            .skip(2)
+            .collect()
     }
 
     #[test]
@@ -414,8 +419,35 @@ mod tests {
         );
         assert_eq!((suggestion.covered, suggestion.left.len(), suggestion.policy.mode), (99, 0, Mode::Enforce));
         let database = &suggestion.added[3];
-        assert_eq!((database.way, database.packets, database.last), (Some(5), 15, at(10)));
+        assert_eq!((database.way, database.packets, database.last), (Some((5, 0)), 15, at(10)));
         assert_eq!(database.programs.iter().map(String::as_str).collect::<Vec<_>>(), ["/usr/bin/curl", "/usr/bin/psql"]);
+    }
+
+    #[test]
+    fn destinations_with_the_same_ports_protocol_and_user_are_one_way() {
+        let dns = |to: &str| seen(Direction::Out, Who::User(7), to, Protocol::UDP, 443, 4);
+        let seen = vec![
+            out(7, "198.51.100.1", 443, 5),
+            out(7, "198.51.100.9", 443, 3),
+            out(8, "198.51.100.2", 443, 1),
+            dns("198.51.100.3"),
+            out(7, "198.51.100.4", 443, 2),
+            out(7, "198.51.100.5", 80, 6),
+        ];
+        let suggestion = suggested(APPLIED, seen, None);
+        assert_eq!(
+            lines(&suggestion),
+            [
+                "to: db.example.com 198.51.100.1 198.51.100.4 port: 443 protocol: tcp for: {user: backend}",
+                "to: 198.51.100.2 port: 443 protocol: tcp for: {uid: 8}",
+                "to: 198.51.100.3 port: 443 protocol: udp for: {user: backend}",
+                "to: 198.51.100.5 port: 80 protocol: tcp for: {user: backend}",
+            ]
+        );
+        let of: Vec<_> = suggestion.added.iter().map(|added| (added.way, added.packets)).collect();
+        let expected = [((2, 0), 3), ((2, 1), 5), ((3, 0), 1), ((4, 0), 4), ((2, 2), 2), ((5, 0), 6)];
+        assert_eq!(of, expected.map(|(way, packets)| (Some(way), packets)));
+        assert!(suggestion.left.is_empty(), "{:?}", suggestion.left);
     }
 
     #[test]
@@ -471,7 +503,7 @@ mod tests {
         let seen =
             (0..MOST as u32 + 50).map(|low| out(7, &std::net::Ipv4Addr::from_bits(0xc633_0000 + low).to_string(), 443, u64::from(low) + 1));
         let suggestion = suggested(APPLIED, seen.collect(), None);
-        assert_eq!((lines(&suggestion).len(), suggestion.left.len()), (MOST, 50));
+        assert_eq!((lines(&suggestion).len(), suggestion.added.len(), suggestion.left.len()), (1, MOST, 50));
         assert!(suggestion.left.iter().all(|left| left.packets <= 50 && left.why.contains("too many")), "the fewest are left out");
     }
 }
