@@ -7,6 +7,7 @@ pub mod alert;
 pub mod attribute;
 pub mod book;
 pub mod decode;
+pub mod denied;
 pub mod fold;
 pub mod ledger;
 pub mod record;

@@ -15,6 +15,7 @@ use crate::judge::{Packet, Prepared, Verdict};
 use crate::pins::{Lease, Pins};
 use crate::policy::{self, Destination, DnsServer, Forward, Inbound, Line, Mode, Outbound, Policy, Scope, Sources, Target, Transport};
 use crate::ruleset::compile::{Facts, compile};
+use crate::violation::denied::{Opened, denied};
 use crate::violation::report::{Report, Violation};
 use crate::violation::{Tuple, Who};
 
@@ -63,7 +64,7 @@ pub struct Left {
     /// How many of them.
     pub packets: u64,
     /// Why.
-    pub why: &'static str,
+    pub why: String,
 }
 
 /// A policy that allows what was seen.
@@ -131,7 +132,7 @@ pub fn suggest(report: &Report, ground: &Ground<'_>, most: usize) -> Suggestion 
             suggestion.covered = suggestion.covered.saturating_add(violation.count);
             continue;
         }
-        match want(violation, ground) {
+        match want(violation, ground).and_then(|wanted| untested(wanted, violation, ground)) {
             Ok(Wanted::Way(key, port)) => {
                 if let (Target::Name(name), Some(address)) = (&key.0, violation.tuple.destination) {
                     pins.names.entry(name.clone()).or_default().leases.entry(address).or_insert_with(lasting);
@@ -180,8 +181,8 @@ pub fn suggest(report: &Report, ground: &Ground<'_>, most: usize) -> Suggestion 
     suggestion
 }
 
-fn left(violation: &Violation, why: &'static str) -> Left {
-    Left { packet: spec(&violation.tuple, None), packets: violation.count, why }
+fn left(violation: &Violation, why: impl Into<String>) -> Left {
+    Left { packet: spec(&violation.tuple, None), packets: violation.count, why: why.into() }
 }
 
 /// What a violation needs.
@@ -192,26 +193,46 @@ enum Wanted {
     Knock,
 }
 
-fn want(violation: &Violation, ground: &Ground<'_>) -> Result<Wanted, &'static str> {
+/// What no test of the policy denies.
+fn untested(wanted: Wanted, violation: &Violation, ground: &Ground<'_>) -> Result<Wanted, String> {
+    let opened = match &wanted {
+        Wanted::Way((target, _, scope), _) => Opened {
+            name: if let Target::Name(name) = target { Some(name) } else { None },
+            user: if let Some(Scope::User(user)) = scope { Some(user) } else { None },
+            service: violation.service.as_deref(),
+        },
+        Wanted::Door(..) => Opened { name: None, user: None, service: None },
+        Wanted::Knock => return Ok(wanted),
+    };
+    let is_pin = |name: &DnsName, address: IpAddr| {
+        ground.names.get(&address) == Some(name) || ground.pins.names.get(name).is_some_and(|pins| pins.leases.contains_key(&address))
+    };
+    match denied(&ground.policy.tests, &violation.tuple, opened, is_pin) {
+        Some(line) => Err(format!("the policy's own test at line {} denies it", line.0)),
+        None => Ok(wanted),
+    }
+}
+
+fn want(violation: &Violation, ground: &Ground<'_>) -> Result<Wanted, String> {
     let tuple = &violation.tuple;
     let transport = match tuple.protocol {
         Protocol::TCP => Transport::Tcp,
         Protocol::UDP => Transport::Udp,
         Protocol::ICMP | Protocol::ICMPV6 if tuple.direction == Direction::In => {
-            return Err("`host.ping: true` answers echo requests, and nothing else of ICMP comes in");
+            return Err("`host.ping: true` answers echo requests, and nothing else of ICMP comes in".to_string());
         }
-        _ => return Err("the language allows TCP and UDP only"),
+        _ => return Err("the language allows TCP and UDP only".to_string()),
     };
     let port = tuple.port.filter(|port| *port > 0).ok_or("it has no port that can be named")?;
     if tuple.direction == Direction::In {
         return match ground.listening {
             Some(listening) if listening.contains(&(tuple.protocol, port)) => Ok(Wanted::Door(transport, port)),
             Some(_) => Ok(Wanted::Knock),
-            None => Err("it is not known whether anything listens there"),
+            None => Err("it is not known whether anything listens there".to_string()),
         };
     }
     if tuple.direction == Direction::Forward && ground.policy.host.forward == Forward::Deny {
-        return Err("`host.forward: deny` lets nothing through");
+        return Err("`host.forward: deny` lets nothing through".to_string());
     }
     let address = tuple.destination.filter(|address| address.to_canonical() == *address).ok_or("IPv4 inside IPv6 cannot be named")?;
     let named = violation.name.as_deref().and_then(|name| DnsName::parse(name).ok()).or_else(|| ground.names.get(&address).cloned());
@@ -220,7 +241,7 @@ fn want(violation: &Violation, ground: &Ground<'_>) -> Result<Wanted, &'static s
         None => policy::destination(&address.to_string()).ok_or("its destination is no address of one host")?,
     };
     let scope = match tuple.who {
-        Who::User(uid) if uid > u32::MAX - 2 => return Err("no account has its user's number"),
+        Who::User(uid) if uid > u32::MAX - 2 => return Err("no account has its user's number".to_string()),
         Who::User(uid) => Some(match ground.users.get(&uid).or(violation.user.as_ref()).filter(|name| account(name).is_ok()) {
             Some(name) => Scope::User(name.as_str().into()),
             None => Scope::Uid(uid),
@@ -493,9 +514,21 @@ mod tests {
         let seen = vec![icmp, ping, out(7, "::ffff:192.0.2.1", 443, 2), out(u32::MAX, "198.51.100.1", 443, 1)];
         let suggestion = suggested(APPLIED, seen, Some(&[]));
         assert!(lines(&suggestion).is_empty());
-        let whys: Vec<_> = suggestion.left.iter().map(|left| (left.packets, left.why)).collect();
+        let whys: Vec<_> = suggestion.left.iter().map(|left| (left.packets, left.why.as_str())).collect();
         assert_eq!(whys.iter().map(|(packets, _)| *packets).collect::<Vec<_>>(), [6, 3, 2, 1]);
         assert!(whys[1].1.contains("host.ping") && whys[2].1.contains("IPv4 inside IPv6"), "{whys:?}");
+    }
+
+    #[test]
+    fn what_a_test_of_the_policy_denies_is_not_opened() {
+        let applied =
+            format!("{APPLIED}tests:\n  - allow: tcp to 192.0.2.1:5432\n  - deny: tcp to 198.51.100.1:80\n  - deny: in tcp to :8080\n");
+        let seen = vec![out(0, "198.51.100.1", 80, 3), out(0, "198.51.100.1", 443, 2), inward(8080, 1)];
+        let suggestion = suggested(&applied, seen, Some(&[8080]));
+        assert_eq!(lines(&suggestion), ["to: 198.51.100.1 port: 443 protocol: tcp for: {uid: 0}"]);
+        assert_eq!(suggestion.policy.inbound, None);
+        let whys: Vec<_> = suggestion.left.iter().map(|left| (left.packets, left.why.as_str())).collect();
+        assert_eq!(whys, [(3, "the policy's own test at line 8 denies it"), (1, "the policy's own test at line 9 denies it")]);
     }
 
     #[test]
