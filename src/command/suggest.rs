@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::base::name::DnsName;
 use crate::base::net::Protocol;
 use crate::base::port::PortSet;
+use crate::base::time::Timestamp;
 use crate::command::arguments::SuggestArguments;
 use crate::command::{Exit, Failure, Output, enforce, handover, report, source, status, test};
 use crate::pins::{Answer, Pins};
@@ -15,16 +16,21 @@ use crate::policy::{self, Destination, DnsServer, Line, MAX_OCTETS, Mode, Outbou
 use crate::state::{self, Backend, Current, Saved};
 use crate::violation::report::{Question, Report};
 use crate::violation::suggest::{Added, Ground, Left, MOST, Suggestion, suggest as suggested};
-use crate::world::World;
+use crate::world::{Files, World};
 
 /// How many of those that are left out are told one by one.
 const TOLD: usize = 50;
+/// How far back it looks when nobody says: seven days, in seconds.
+const LONGEST: i64 = 7 * 86_400;
 
 /// Runs `suggest`.
 pub fn suggest(arguments: &SuggestArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let now = world.host.now();
-    let since = report::time(&arguments.since, "--since", now)?;
+    let asked = arguments.since.as_deref().map(|since| report::time(since, "--since", now)).transpose()?;
     let saved = applied(world)?;
+    let applied_at = applied_since(&saved, world.files);
+    // What an earlier policy refused is no work that this one has seen. The clock may have been set back since.
+    let since = asked.unwrap_or(applied_at.max(Timestamp(now.0 - LONGEST)).min(now));
     let base = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
     let pins = enforce::earlier_pins(&saved, &base, world.host);
     let (facts, _) = source::facts(&base, world.host)?;
@@ -46,7 +52,7 @@ pub fn suggest(arguments: &SuggestArguments, world: &mut World, output: &mut Out
     let counted = counted(&base, &pins, world, output);
     let written = |most: usize| {
         let suggestion = suggested(&report, &ground, most);
-        let text = write(&suggestion.policy, &remarks(&suggestion, &report, &saved, &base, &counted));
+        let text = write(&suggestion.policy, &remarks(&suggestion, &report, &saved, applied_at, &base, &counted));
         (suggestion, text)
     };
     let (suggestion, text) = fitting(written);
@@ -93,6 +99,13 @@ fn applied(world: &World) -> Result<Saved, Failure> {
         Current::Generation(generation) => state::load(world.files, generation)?.ok_or_else(nothing),
         Current::Nothing | Current::Removed(_) => Err(nothing()),
     }
+}
+
+/// Since when its policy is applied, as far as generations are remembered: the same policy may have been applied again.
+fn applied_since(saved: &Saved, files: &dyn Files) -> Timestamp {
+    let earlier = (1..saved.record.generation).rev().map_while(|generation| state::load_without_pins(files, generation).ok().flatten());
+    let same = earlier.map(|earlier| earlier.record).take_while(|record| record.sha256 == saved.record.sha256);
+    same.map(|record| record.applied()).fold(saved.record.applied(), Timestamp::min)
 }
 
 /// The addresses of the names that the user thinks of, as DNS tells them now.
@@ -166,12 +179,23 @@ fn counted(base: &Policy, pins: &Pins, world: &mut World, output: &mut Output) -
 }
 
 /// What is said beside the lines of the policy.
-fn remarks(suggestion: &Suggestion, report: &Report, saved: &Saved, base: &Policy, counted: &BTreeMap<DnsName, u64>) -> Remarks {
+fn remarks(
+    suggestion: &Suggestion,
+    report: &Report,
+    saved: &Saved,
+    applied_at: Timestamp,
+    base: &Policy,
+    counted: &BTreeMap<DnsName, u64>,
+) -> Remarks {
     let mode = if base.mode == Mode::Observe { "observe" } else { "enforce" };
     let mut remarks = Remarks {
         head: vec![
             format!("Suggested by egressguard from what was seen from {} to {}", report.since, report.until),
             format!("under {} ({}, mode: {mode}): {}.", saved.record.file, base.name, summary(suggestion)),
+            format!(
+                "It is applied since {applied_at}{}.",
+                if report.since < applied_at { "; what was seen before was seen under an earlier one" } else { "" }
+            ),
             "What was seen is not always what should be: read every line before you apply it.".to_string(),
         ],
         ..Remarks::default()
@@ -304,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_suggestion_with_long_remarks_has_fewer_destinations_and_fits_into_a_file() {
-        let written = |octets: usize| move |most: usize| (most, "x".repeat(most * octets));
+        let written = |octets: usize| move |most: usize| (most, "x".repeat((most * octets).min(MAX_OCTETS + 1)));
         let of = |octets: usize| fitting(written(octets)).0;
         assert_eq!((of(100), of(300), of(900), of(MAX_OCTETS + 1)), (MOST, MOST / 2, MOST / 8, 0));
     }

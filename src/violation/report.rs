@@ -57,6 +57,8 @@ pub struct Violation {
     pub tuple: Tuple,
     /// How many packets.
     pub count: u64,
+    /// How many of them came while the whole host was cut off.
+    pub cut_off: u64,
     /// How many octets; unknown where watch counted.
     pub bytes: Option<u64>,
     /// Who counted them.
@@ -118,6 +120,8 @@ struct Row {
     packets: u64,
     bytes: u64,
     seen: u64,
+    /// Of `packets` and of `seen`, how many came while the host was cut off.
+    cut_off: (u64, u64),
     first: Option<Timestamp>,
     last: Option<Timestamp>,
     /// When what follows was seen.
@@ -139,6 +143,8 @@ pub struct Gathering {
     lost: u64,
     unknown: Vec<(Timestamp, Timestamp)>,
     cuts: Vec<(Timestamp, Cut)>,
+    /// From when to when the whole host was cut off, whether it was asked about or not; the last may last.
+    cut_off: Vec<(Timestamp, Option<Timestamp>)>,
     harvested: Option<Timestamp>,
     by_time: Vec<(u64, u64)>,
 }
@@ -156,6 +162,7 @@ impl Gathering {
             lost: 0,
             unknown: Vec::new(),
             cuts: Vec::new(),
+            cut_off: Vec::new(),
             harvested: None,
             by_time,
         }
@@ -181,6 +188,11 @@ impl Gathering {
             }
             // Who asks about one user or place is told of the host all the same.
             "cut" | "release" => {
+                match (&*line.kind, line.uid, self.cut_off.last_mut()) {
+                    ("cut", ..) => self.cut_off.push((line.at, None)),
+                    (_, None, Some((_, end @ None))) => *end = Some(line.at),
+                    _ => {}
+                }
                 if self.holds(line.at) {
                     let cut = match &*line.kind {
                         "cut" => Cut::Off(line.evidence.as_ref().map(ToString::to_string)),
@@ -218,8 +230,10 @@ impl Gathering {
         if !self.holds(last) || !self.asks(&tuple) {
             return;
         }
+        let cut_off = if self.was_cut_off(last) { packets } else { 0 };
         let row = self.rows.entry(tuple).or_default();
         row.packets = row.packets.saturating_add(packets);
+        row.cut_off.0 = row.cut_off.0.saturating_add(cut_off);
         row.bytes = row.bytes.saturating_add(bytes);
         row.first = earlier(row.first, from.min(last).max(self.question.since));
         row.last = row.last.max(Some(last));
@@ -252,8 +266,10 @@ impl Gathering {
         if !self.meets(first, last) || !self.asks_of(&tuple, line.name.as_deref()) {
             return;
         }
+        let cut_off = if self.was_cut_off(last) { count } else { 0 };
         let row = self.rows.entry(tuple).or_default();
         row.seen = row.seen.saturating_add(count);
+        row.cut_off.1 = row.cut_off.1.saturating_add(cut_off);
         row.first = earlier(row.first, first);
         row.last = row.last.max(Some(last));
         if row.at <= Some(last) {
@@ -281,15 +297,16 @@ impl Gathering {
         let Question { since, until, .. } = self.question;
         let place = self.question.to.clone();
         let violation = |(tuple, row): (Tuple, Row)| {
-            let (count, bytes, counted_by) = match row.packets {
-                0 => (row.seen, None, CountedBy::Watch),
-                packets => (packets, Some(row.bytes), CountedBy::Kernel),
+            let (count, cut_off, bytes, counted_by) = match row.packets {
+                0 => (row.seen, row.cut_off.1, None, CountedBy::Watch),
+                packets => (packets, row.cut_off.0, Some(row.bytes), CountedBy::Kernel),
             };
             let (first, last) = (row.first.unwrap_or(since), row.last.unwrap_or(until));
             let (name, user) = (row.name.or_else(|| name(&tuple)), row.user);
             Violation {
                 tuple,
                 count,
+                cut_off,
                 bytes,
                 counted_by,
                 first,
@@ -334,6 +351,11 @@ impl Gathering {
         if let Some(sums) = self.by_time.get_mut((part as usize).min(PARTS - 1)) {
             *sums = (sums.0.saturating_add(kernel), sums.1.saturating_add(watch));
         }
+    }
+
+    /// Whether the whole host was cut off at this time, as far as the book has been read.
+    fn was_cut_off(&self, at: Timestamp) -> bool {
+        self.cut_off.iter().any(|(from, to)| *from <= at && to.is_none_or(|to| at <= to))
     }
 
     fn holds(&self, at: Timestamp) -> bool {
@@ -513,6 +535,33 @@ mod tests {
     }
 
     #[test]
+    fn what_came_while_the_host_was_cut_off_is_told_apart() {
+        let tuple = out(7, "198.51.100.1", 25);
+        let mut gathering = Gathering::new(question());
+        // Each record with the time at which it was written: the cut is older than what is asked about, and a user who is let go is not it.
+        let records = [
+            (-60, Kind::Cut { evidence: None }),
+            (60, count(0, 60, tuple, 1)),
+            (70, Kind::Release { uid: Some(7) }),
+            (120, count(60, 110, tuple, 2)),
+            (130, Kind::Release { uid: None }),
+            (140, count(110, 125, tuple, 4)),
+            (200, count(125, 200, tuple, 8)),
+            (300, Kind::Cut { evidence: None }),
+        ];
+        for (second, kind) in records {
+            let (octets, _) = book::append(&Head::default(), at(second), &[kind]);
+            Lines::new(octets.as_slice()).records(|line| gathering.ledger(&line)).unwrap();
+        }
+        gathering.pending(&count(290, 400, tuple, 16));
+        let (octets, _) = book::append(&Head::default(), at(100), &[seen(100, out(8, "198.51.100.1", 80), 5, None, None)]);
+        Lines::new(octets.as_slice()).records(|line| gathering.watch(&line)).unwrap();
+        let report = gathering.finish(|_| None);
+        let of: Vec<_> = report.violations.iter().map(|violation| (violation.count, violation.cut_off)).collect();
+        assert_eq!(of, [(31, 1 + 2 + 4 + 16), (5, 5)]);
+    }
+
+    #[test]
     fn what_the_kernel_tells_a_second_after_the_question_is_part_of_the_answer() {
         let mut gathering = Gathering::new(Question { until: at(60), ..question() });
         let Kind::Count(late) = count(0, 61, out(7, "198.51.100.1", 25), 5) else { panic!("it is a count") };
@@ -536,6 +585,7 @@ mod tests {
         let of = |tuple: Tuple, name: Option<&str>| Violation {
             tuple,
             count: 1,
+            cut_off: 0,
             bytes: None,
             counted_by: CountedBy::Kernel,
             first: at(0),

@@ -126,13 +126,22 @@ pub fn suggest(report: &Report, ground: &Ground<'_>, most: usize) -> Suggestion 
     let mut closed = BTreeSet::new();
     // Names that seen addresses were pins of, and their users: what the check at the end needs to know.
     let (mut pins, mut facts) = (ground.pins.clone(), ground.facts.clone());
-    let mut open: Vec<&Violation> = Vec::new();
+    let mut open: Vec<Violation> = Vec::new();
     for violation in &report.violations {
         if allows(&rules, violation, ground.facts) {
             suggestion.covered = suggestion.covered.saturating_add(violation.count);
             continue;
         }
-        match want(violation, ground).and_then(|wanted| untested(wanted, violation, ground)) {
+        // Programs whose way is cut off try others, and nobody has seen them do that otherwise.
+        if violation.cut_off > 0 {
+            let cut_off = Violation { count: violation.cut_off, ..violation.clone() };
+            suggestion.left.push(left(&cut_off, "it was refused while the whole host was cut off"));
+        }
+        let violation = Violation { count: violation.count.saturating_sub(violation.cut_off), ..violation.clone() };
+        if violation.count == 0 {
+            continue;
+        }
+        match want(&violation, ground).and_then(|wanted| untested(wanted, &violation, ground)) {
             Ok(Wanted::Way(key, port)) => {
                 if let (Target::Name(name), Some(address)) = (&key.0, violation.tuple.destination) {
                     pins.names.entry(name.clone()).or_default().leases.entry(address).or_insert_with(lasting);
@@ -142,18 +151,18 @@ pub fn suggest(report: &Report, ground: &Ground<'_>, most: usize) -> Suggestion 
                 }
                 let want = wants.entry(key).or_default();
                 want.ports.insert(port);
-                want.take(violation);
+                want.take(&violation);
                 open.push(violation);
             }
             Ok(Wanted::Door(protocol, port)) => {
-                doors.entry((protocol, port)).or_default().take(violation);
+                doors.entry((protocol, port)).or_default().take(&violation);
                 open.push(violation);
             }
             Ok(Wanted::Knock) => {
                 suggestion.knocks.0 = suggestion.knocks.0.saturating_add(violation.count);
                 closed.insert((violation.tuple.protocol, violation.tuple.port));
             }
-            Err(why) => suggestion.left.push(left(violation, why)),
+            Err(why) => suggestion.left.push(left(&violation, why)),
         }
     }
     suggestion.knocks.1 = closed.len();
@@ -175,7 +184,7 @@ pub fn suggest(report: &Report, ground: &Ground<'_>, most: usize) -> Suggestion 
             }
             _ => "no line of a policy allows it",
         };
-        suggestion.left.push(left(violation, why));
+        suggestion.left.push(left(&violation, why));
     }
     suggestion.left.sort_by(|a, b| b.packets.cmp(&a.packets).then_with(|| a.packet.cmp(&b.packet)));
     suggestion
@@ -215,6 +224,9 @@ fn untested(wanted: Wanted, violation: &Violation, ground: &Ground<'_>) -> Resul
 
 fn want(violation: &Violation, ground: &Ground<'_>) -> Result<Wanted, String> {
     let tuple = &violation.tuple;
+    if let (Direction::Out, Who::Source(_)) = (tuple.direction, tuple.who) {
+        return Err("the host's kernel sent it by itself: an answer or a reset, no program's work".to_string());
+    }
     let transport = match tuple.protocol {
         Protocol::TCP => Transport::Tcp,
         Protocol::UDP => Transport::Udp,
@@ -355,6 +367,7 @@ mod tests {
         Violation {
             tuple: Tuple { direction, who, destination: to.parse().ok(), protocol, port: (port > 0).then_some(port) },
             count,
+            cut_off: 0,
             bytes: None,
             counted_by: CountedBy::Kernel,
             first: at(0),
@@ -376,6 +389,10 @@ mod tests {
     }
 
     fn suggested(applied: &str, violations: Vec<Violation>, listening: Option<&[u16]>) -> Suggestion {
+        suggested_at_most(MOST, applied, violations, listening)
+    }
+
+    fn suggested_at_most(most: usize, applied: &str, violations: Vec<Violation>, listening: Option<&[u16]>) -> Suggestion {
         let policy = policy::parse(applied, "applied.yaml").unwrap().policy;
         let report = Report {
             since: at(0),
@@ -399,7 +416,7 @@ mod tests {
             names: &BTreeMap::from([("198.51.100.9".parse().unwrap(), DnsName::parse("db.example.com").unwrap())]),
             listening: listening.as_ref(),
         };
-        suggest(&report, &ground, MOST)
+        suggest(&report, &ground, most)
     }
 
     /// The ways out that were added, as they are written.
@@ -532,11 +549,25 @@ mod tests {
     }
 
     #[test]
+    fn neither_what_a_cut_refused_nor_what_the_kernel_sent_by_itself_is_opened() {
+        let part = Violation { cut_off: 4, ..out(7, "198.51.100.1", 443, 10) };
+        let whole = Violation { cut_off: 3, ..out(7, "198.51.100.2", 443, 3) };
+        let covered = Violation { cut_off: 5, ..out(7, "192.0.2.1", 5432, 5) };
+        let reset = seen(Direction::Out, Who::Source("192.0.2.10".parse().unwrap()), "198.51.100.3", Protocol::TCP, 50_123, 2);
+        let suggestion = suggested(APPLIED, vec![part, whole, covered, reset], None);
+        assert_eq!(lines(&suggestion), ["to: 198.51.100.1 port: 443 protocol: tcp for: {user: backend}"]);
+        assert_eq!((suggestion.added[0].packets, suggestion.covered), (6, 5));
+        let whys: Vec<_> = suggestion.left.iter().map(|left| (left.packets, left.why.as_str())).collect();
+        let [cut, kernel] = ["it was refused while the whole host was cut off", "the host's kernel sent it by itself"];
+        assert!(matches!(whys.as_slice(), [(4, a), (3, b), (2, c)] if *a == cut && *b == cut && c.starts_with(kernel)), "{whys:?}");
+    }
+
+    #[test]
     fn a_flood_of_destinations_makes_no_policy_that_nobody_can_read() {
-        let seen =
-            (0..MOST as u32 + 50).map(|low| out(7, &std::net::Ipv4Addr::from_bits(0xc633_0000 + low).to_string(), 443, u64::from(low) + 1));
-        let suggestion = suggested(APPLIED, seen.collect(), None);
-        assert_eq!((lines(&suggestion).len(), suggestion.added.len(), suggestion.left.len()), (1, MOST, 50));
+        let address = |low: u32| std::net::Ipv4Addr::from_bits(0xc633_0000 + low).to_string();
+        let seen = (0..250).map(|low| out(7, &address(low), 443, u64::from(low) + 1));
+        let suggestion = suggested_at_most(200, APPLIED, seen.collect(), None);
+        assert_eq!((lines(&suggestion).len(), suggestion.added.len(), suggestion.left.len()), (1, 200, 50));
         assert!(suggestion.left.iter().all(|left| left.packets <= 50 && left.why.contains("too many")), "the fewest are left out");
     }
 }
