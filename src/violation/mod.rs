@@ -10,6 +10,7 @@ pub mod decode;
 pub mod denied;
 pub mod fold;
 pub mod ledger;
+pub mod line;
 pub mod record;
 pub mod report;
 pub mod suggest;

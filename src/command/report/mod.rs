@@ -16,7 +16,8 @@ use crate::pins::Pins;
 use crate::state::books;
 use crate::state::{self, Current};
 use crate::violation::book::Findings;
-use crate::violation::report::{Cut, Gathering, Place, Question, Report, Violation, suggestion};
+use crate::violation::line::suggestion;
+use crate::violation::report::{Cut, Gathering, Place, Question, Report, Violation};
 use crate::violation::{Tuple, Who};
 use crate::world::{Files, World};
 
