@@ -29,8 +29,9 @@ pub fn suggest(arguments: &SuggestArguments, world: &mut World, output: &mut Out
     let asked = arguments.since.as_deref().map(|since| report::time(since, "--since", now)).transpose()?;
     let saved = applied(world)?;
     let applied_at = applied_since(&saved, world.files);
-    // What an earlier policy refused is no work that this one has seen. The clock may have been set back since.
-    let since = asked.unwrap_or(applied_at.max(Timestamp(now.0 - LONGEST)).min(now));
+    // What an earlier policy refused is no work that this one has seen. A time that is still to come tells nothing: the clock was set back.
+    let longest = Timestamp(now.0 - LONGEST);
+    let since = asked.unwrap_or(if applied_at > now { longest } else { applied_at.max(longest) });
     let base = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
     let pins = enforce::earlier_pins(&saved, &base, world.host);
     let (facts, _) = source::facts(&base, world.host)?;
@@ -45,6 +46,9 @@ pub fn suggest(arguments: &SuggestArguments, world: &mut World, output: &mut Out
     let report::Told { report, users, .. } = report::gather(question, world, output)?;
     if report.harvested.is_none() && report.violations.is_empty() {
         output.warn("nothing was ever harvested here: the timer's `egressguard refresh` does it");
+    }
+    if let Some(remark) = report::later(&report) {
+        output.warn(&remark);
     }
     let names = named(&arguments.name, &base, world, output)?;
     let listening = listening(world, output);

@@ -15,7 +15,7 @@ use crate::violation::{Tuple, Who};
 pub const PARTS: usize = 48;
 
 /// For so many seconds the kernel may be late with its answer.
-const MOMENT: i64 = 5;
+pub const MOMENT: i64 = 5;
 
 /// What is asked about.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,6 +100,8 @@ pub struct Report {
     pub unknown: Vec<(Timestamp, Timestamp)>,
     /// When somebody cut the host off, or let go, in the order of the book.
     pub cuts: Vec<(Timestamp, Cut)>,
+    /// Records of refused packets that are later than what was asked about. Where that ends now, the clock was set back.
+    pub later: u64,
     /// When the ledger was harvested last; `None`: never.
     pub harvested: Option<Timestamp>,
     /// Packets by time, in [`PARTS`] equal parts.
@@ -145,6 +147,7 @@ pub struct Gathering {
     cuts: Vec<(Timestamp, Cut)>,
     /// From when to when the whole host was cut off, whether it was asked about or not; the last may last.
     cut_off: Vec<(Timestamp, Option<Timestamp>)>,
+    later: u64,
     harvested: Option<Timestamp>,
     by_time: Vec<(u64, u64)>,
 }
@@ -163,6 +166,7 @@ impl Gathering {
             unknown: Vec::new(),
             cuts: Vec::new(),
             cut_off: Vec::new(),
+            later: 0,
             harvested: None,
             by_time,
         }
@@ -226,6 +230,7 @@ impl Gathering {
 
     fn count(&mut self, from: Timestamp, to: Timestamp, tuple: Tuple, packets: u64, bytes: u64, last: Option<Timestamp>) {
         let last = last.unwrap_or(to).min(to);
+        self.note_later(last);
         // The last packet of those that were counted together tells best when they came.
         if !self.holds(last) || !self.asks(&tuple) {
             return;
@@ -241,6 +246,7 @@ impl Gathering {
     }
 
     fn overflowed(&mut self, from: Timestamp, to: Timestamp, direction: Direction, packets: u64) {
+        self.note_later(from);
         let is_asked =
             self.question.direction.is_none_or(|asked| asked == direction) && self.question.uid.is_none() && self.question.to.is_none();
         if is_asked && self.meets(from, to) {
@@ -263,6 +269,7 @@ impl Gathering {
 
     fn seen(&mut self, line: &Line<'_>, count: u64) {
         let (Some(tuple), Some(first), Some(last)) = (line.tuple(), line.first, line.last) else { return };
+        self.note_later(first);
         if !self.meets(first, last) || !self.asks_of(&tuple, line.name.as_deref()) {
             return;
         }
@@ -340,6 +347,7 @@ impl Gathering {
             lost: self.lost,
             unknown: self.unknown,
             cuts: self.cuts,
+            later: self.later,
             harvested: self.harvested,
             by_time: self.by_time.into_iter().map(|(kernel, watch)| if has_ledger { kernel } else { watch }).collect(),
         }
@@ -351,6 +359,10 @@ impl Gathering {
         if let Some(sums) = self.by_time.get_mut((part as usize).min(PARTS - 1)) {
             *sums = (sums.0.saturating_add(kernel), sums.1.saturating_add(watch));
         }
+    }
+
+    fn note_later(&mut self, at: Timestamp) {
+        self.later += u64::from(at.0.saturating_sub(self.question.until.0) > MOMENT);
     }
 
     /// Whether the whole host was cut off at this time, as far as the book has been read.
@@ -494,6 +506,15 @@ mod tests {
         assert_eq!(ports(Question { to: Some(Place::Net("198.51.100.0/24".parse().unwrap())), ..question() }), [2]);
         assert_eq!(ports(Question { to: Some(Place::Name("other.example.com".to_string())), ..question() }), [0u16; 0]);
         assert_eq!(ports(Question { direction: Some(Direction::In), ..question() }), [0u16; 0]);
+    }
+
+    #[test]
+    fn records_that_are_later_than_the_end_are_counted() {
+        let tuple = out(7, "198.51.100.1", 25);
+        let late = Kind::Overflow(Overflow { from: at(9000), to: at(9060), direction: Direction::Out, packets: 1, bytes: 60 });
+        let ledger = [count(4700, 4760, tuple, 2), count(4780, 4804, tuple, 1), count(8000, 8060, tuple, 4), late];
+        let report = report(question(), &ledger, &[seen(100, tuple, 2, None, None), seen(8000, tuple, 5, None, None)]);
+        assert_eq!((report.total, report.later), (2, 3), "a moment is no later");
     }
 
     #[test]

@@ -404,6 +404,7 @@ mod tests {
             lost: 0,
             unknown: Vec::new(),
             cuts: Vec::new(),
+            later: 0,
             harvested: None,
             by_time: Vec::new(),
         };

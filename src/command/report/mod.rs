@@ -17,7 +17,7 @@ use crate::state::books;
 use crate::state::{self, Current};
 use crate::violation::book::Findings;
 use crate::violation::line::suggestion;
-use crate::violation::report::{Cut, Gathering, Place, Question, Report, Violation};
+use crate::violation::report::{Cut, Gathering, MOMENT, Place, Question, Report, Violation};
 use crate::violation::{Tuple, Who};
 use crate::world::{Files, World};
 
@@ -98,6 +98,7 @@ impl Told {
                 Cut::Released(None) => format!("the host was released at {at}"),
             });
         }
+        remarks.extend(later(report));
         for (from, to) in &report.unknown {
             remarks.push(format!("what was counted between {from} and {to} and before the kernel's counts began anew is not known"));
         }
@@ -126,6 +127,8 @@ pub fn report(arguments: &ReportArguments, world: &mut World, output: &mut Outpu
 
 /// Adds up what the books hold and what the kernel has counted since.
 pub(super) fn gather(question: Question, world: &mut World, output: &mut Output) -> Result<Told, Failure> {
+    // Who asks about an earlier time knows that there are later records.
+    let ends_now = world.host.now().0.saturating_sub(question.until.0) <= MOMENT;
     let mut gathering = Gathering::new(question);
     books::each(books::LEDGER, world.files, |line| gathering.ledger(&line))?;
     books::each(books::WATCH, world.watch, |line| gathering.watch(&line)).or_else(|error| {
@@ -140,10 +143,23 @@ pub(super) fn gather(question: Question, world: &mut World, output: &mut Output)
     let (policy, pins) = applied(world.files);
     let names: HashMap<_, _> =
         pins.names.iter().flat_map(|(name, pins)| pins.leases.keys().map(move |address| (*address, name.to_string()))).collect();
-    let report = gathering.finish(|tuple: &Tuple| names.get(&tuple.destination?).cloned());
+    let mut report = gathering.finish(|tuple: &Tuple| names.get(&tuple.destination?).cloned());
+    if !ends_now {
+        report.later = 0;
+    }
     let uids = report.violations.iter().filter_map(|violation| if let Who::User(uid) = violation.tuple.who { Some(uid) } else { None });
     let users = uids.filter_map(|uid| Some((uid, world.host.name_of_user(uid)?))).collect();
     Ok(Told { report, users, policy })
+}
+
+/// That records are later than now, where any are.
+pub(super) fn later(report: &Report) -> Option<String> {
+    let records = match report.later {
+        0 => return None,
+        1 => "1 record of refused packets is later than now".to_string(),
+        more => format!("{more} records of refused packets are later than now"),
+    };
+    Some(format!("{records}, and not in here: the clock was set back; `egressguard report --until` a later time has them"))
 }
 
 /// The applied policy's name and pins; nothing where they cannot be read.
