@@ -237,6 +237,13 @@ fn want(violation: &Violation, ground: &Ground<'_>) -> Result<Wanted, String> {
     };
     let port = tuple.port.filter(|port| *port > 0).ok_or("it has no port that can be named")?;
     if tuple.direction == Direction::In {
+        // Whoever may come in by these ports is allowed already.
+        if ground.policy.inbound.as_ref().is_some_and(|inbound| (inbound.port, inbound.protocol) == (port, transport)) {
+            return Err("the port is `inbound.port`, and its sender is outside of `inbound.from`".to_string());
+        }
+        if transport == Transport::Tcp && ground.policy.management.as_ref().is_some_and(|management| management.port == port) {
+            return Err("the port is `management.port`, and its sender is outside of `management.from`".to_string());
+        }
         return match ground.listening {
             Some(listening) if listening.contains(&(tuple.protocol, port)) => Ok(Wanted::Door(transport, port)),
             Some(_) => Ok(Wanted::Knock),
@@ -523,6 +530,17 @@ mod tests {
         assert_eq!((has_one.policy.inbound.map(|inbound| inbound.port), has_one.left.len()), (Some(9000), 2));
         let unknown = suggested(APPLIED, seen(), None);
         assert_eq!((unknown.policy.inbound, unknown.left.len()), (None, 4));
+    }
+
+    #[test]
+    fn who_is_outside_of_the_networks_that_may_come_in_is_told_so() {
+        let more = "inbound: {port: 8080, from: [192.0.2.0/24]}\nmanagement: {port: 22, from: [192.0.2.0/24]}\n";
+        let udp = seen(Direction::In, Who::Anybody, "", Protocol::UDP, 22, 1);
+        let suggestion =
+            suggested(&format!("{APPLIED}{more}"), vec![inward(8080, 4), inward(22, 3), inward(443, 2), udp], Some(&[22, 443, 8080]));
+        let whys: Vec<_> = suggestion.left.iter().map(|left| left.why.as_str()).collect();
+        assert!(whys[0].contains("outside of `inbound.from`") && whys[1].contains("outside of `management.from`"), "{whys:?}");
+        assert_eq!((&whys[2..], suggestion.knocks.0), (&["at most one port accepts connections, and the policy has one"][..], 1));
     }
 
     #[test]
