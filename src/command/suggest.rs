@@ -14,7 +14,7 @@ use crate::command::{Exit, Failure, Output, enforce, handover, report, source, s
 use crate::pins::{Answer, Pins};
 use crate::policy::{self, Destination, DnsServer, Line, MAX_OCTETS, Mode, Outbound, Policy, Remarks, Target, Transport, write};
 use crate::state::{self, Backend, Current, Saved};
-use crate::violation::report::{Question, Report};
+use crate::violation::report::{Question, Report, program_words};
 use crate::violation::suggest::{Added, Ground, Left, MOST, Suggestion, suggest as suggested};
 use crate::world::{Files, World};
 
@@ -252,7 +252,7 @@ fn remarks(
 
 fn words(added: &Added) -> String {
     let mut words = vec![count(added.packets), format!("last {}", added.last)];
-    words.extend(added.programs.iter().cloned());
+    words.extend(added.programs.iter().map(|program| program_words(program).to_string()));
     let sources: Vec<String> = added.sources.iter().take(3).map(ToString::to_string).collect();
     if !sources.is_empty() {
         let more = if added.sources.len() > sources.len() { ", …" } else { "" };

@@ -17,6 +17,14 @@ pub const PARTS: usize = 48;
 /// For so many seconds the kernel may be late with its answer.
 pub const MOMENT: i64 = 5;
 
+/// What stands in place of a program that had ended before it could be looked at.
+const GONE: &str = "gone";
+
+/// A violation's program, in words.
+pub fn program_words(program: &str) -> &str {
+    if program == GONE { "a process that had ended" } else { program }
+}
+
 /// What is asked about.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Question {
@@ -292,7 +300,7 @@ impl Gathering {
             keep(&mut row.rule, line.rule.as_deref());
             match &line.process {
                 Some(ProcessLine::Known(KnownProcessLine { executable, .. })) => keep(&mut row.process, Some(executable)),
-                Some(ProcessLine::Gone) if row.process.is_none() => keep(&mut row.process, Some("gone")),
+                Some(ProcessLine::Gone) if row.process.is_none() => keep(&mut row.process, Some(GONE)),
                 _ => {}
             }
         }

@@ -17,7 +17,7 @@ use crate::state::books;
 use crate::state::{self, Current};
 use crate::violation::book::Findings;
 use crate::violation::line::suggestion;
-use crate::violation::report::{Cut, Gathering, MOMENT, Place, Question, Report, Violation};
+use crate::violation::report::{Cut, Gathering, MOMENT, Place, Question, Report, Violation, program_words};
 use crate::violation::{Tuple, Who};
 use crate::world::{Files, World};
 
@@ -59,9 +59,9 @@ impl Told {
 
     /// The program, or the unit it runs in.
     fn program(&self, violation: &Violation) -> String {
-        match (&violation.process, &violation.service) {
+        match (violation.process.as_deref().map(program_words), violation.service.as_deref()) {
             (Some(process), Some(service)) => format!("{process} ({service})"),
-            (Some(one), None) | (None, Some(one)) => one.clone(),
+            (Some(one), None) | (None, Some(one)) => one.to_string(),
             (None, None) => String::new(),
         }
     }
@@ -232,4 +232,38 @@ fn say_check(name: &str, place: &str, findings: &Findings, output: &mut Output) 
         output.say(&format!("        … and {} more", findings.more))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::net::Protocol;
+    use crate::violation::report::CountedBy;
+
+    #[test]
+    fn a_program_that_had_ended_is_no_program_called_gone() {
+        let told = Told {
+            report: Gathering::new(Question { since: Timestamp(0), until: Timestamp(1), uid: None, to: None, direction: None })
+                .finish(|_| None),
+            users: HashMap::new(),
+            policy: None,
+        };
+        let violation = |process: &str, service: Option<&str>| Violation {
+            tuple: Tuple { direction: Direction::Out, who: Who::User(7), destination: None, protocol: Protocol::TCP, port: Some(443) },
+            count: 1,
+            cut_off: 0,
+            bytes: None,
+            counted_by: CountedBy::Watch,
+            first: Timestamp(0),
+            last: Timestamp(0),
+            name: None,
+            user: None,
+            process: Some(process.to_string()),
+            service: service.map(str::to_string),
+            rule: None,
+        };
+        assert_eq!(told.program(&violation("gone", None)), "a process that had ended");
+        assert_eq!(told.program(&violation("gone", Some("a.service"))), "a process that had ended (a.service)");
+        assert_eq!(told.program(&violation("/usr/bin/gone", None)), "/usr/bin/gone");
+    }
 }
