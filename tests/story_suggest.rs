@@ -107,6 +107,16 @@ fn an_address_becomes_the_name_that_the_user_thinks_of() {
     let named = world.egressguard(&["suggest", "--name", "db.example.com", "--name", "nobody.example.com"]).exits(0);
     assert!(named.stdout.contains("- to: db.example.com  # ") && !named.stdout.contains(&format!("to: {LATER_V4}")), "{}", named.stdout);
     assert!(named.stderr.contains("`nobody.example.com` has no address now"), "{}", named.stderr);
+    // Destinations of one user on one port are one way out, names and addresses together, each with its own remark.
+    passes(world.tcp(STRANGER_V4, 443));
+    passes(world.tcp(STRANGER_V4, 443));
+    world.egressguard(&["suggest", "--name", "db.example.com"]).exits(0).says(&[
+        "1 way out to 2 destinations added",
+        "  - to:\n",
+        "      - db.example.com  # 1 packet, last ",
+        &format!("      - {STRANGER_V4}  # 2 packets, last "),
+        "    port: 443\n    protocol: tcp\n    for: {user: root}\n",
+    ]);
     world.egressguard(&["suggest", "--name", "192.0.2.1"]).exits(2).says(&["no name of a host"]);
     world.egressguard(&["suggest", "--since", "yesterday"]).exits(2);
 }
