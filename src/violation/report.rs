@@ -14,7 +14,7 @@ use crate::violation::{Tuple, Who};
 /// Into how many parts a time is divided to show when it was.
 pub const PARTS: usize = 48;
 
-/// For so many seconds the kernel may be late with its answer.
+/// For so many seconds the kernel may be late with its answer, and a record with what it tells of.
 pub const MOMENT: i64 = 5;
 
 /// What stands in place of a program that had ended before it could be looked at.
@@ -201,7 +201,8 @@ impl Gathering {
             // Who asks about one user or place is told of the host all the same.
             "cut" | "release" => {
                 match (&*line.kind, line.uid, self.cut_off.last_mut()) {
-                    ("cut", ..) => self.cut_off.push((line.at, None)),
+                    // It is written down a moment after it is done.
+                    ("cut", ..) => self.cut_off.push((Timestamp(line.at.0.saturating_sub(MOMENT)), None)),
                     (_, None, Some((_, end @ None))) => *end = Some(line.at),
                     _ => {}
                 }
@@ -537,8 +538,9 @@ mod tests {
             (120, count(60, 110, tuple, 2)),
             (130, Kind::Release { uid: None }),
             (140, count(110, 125, tuple, 4)),
-            (200, count(125, 200, tuple, 8)),
+            (200, count(131, 200, tuple, 8)),
             (300, Kind::Cut { evidence: None }),
+            (310, count(200, 297, tuple, 32)),
         ];
         for (second, kind) in records {
             let (octets, _) = book::append(&Head::default(), at(second), &[kind]);
@@ -549,7 +551,7 @@ mod tests {
         Lines::new(octets.as_slice()).records(|line| gathering.watch(&line)).unwrap();
         let report = gathering.finish(|_| None);
         let of: Vec<_> = report.violations.iter().map(|violation| (violation.count, violation.cut_off)).collect();
-        assert_eq!(of, [(31, 1 + 2 + 4 + 16), (5, 5)]);
+        assert_eq!(of, [(63, 1 + 2 + 4 + 16 + 32), (5, 5)]);
     }
 
     #[test]
