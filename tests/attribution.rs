@@ -62,7 +62,9 @@ fn the_program_behind_a_udp_socket_is_found_whether_it_is_connected_or_not() {
             drop(socket);
             assert_eq!(owners.owner(&ends(Protocol::UDP, source, remote)), Found::Gone, "{local}: what is closed is nobody's");
         }
-        assert!(owners.limits().is_empty());
+        // Of UDP nothing is missing, whether there is a tracer or not.
+        let limits = owners.limits();
+        assert!(limits.iter().all(|words| words.contains("tracepoint")), "{limits:?}");
     });
 }
 

@@ -5,7 +5,14 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use egressguard::base::net::Protocol;
+use egressguard::base::packet::Direction;
+use egressguard::base::time::Timestamp;
+use egressguard::violation::book::{self, Head};
+use egressguard::violation::record::{Count, Kind};
+use egressguard::violation::{Tuple, Who};
 use serde_json::Value;
 use support::{STRANGER_V4, STRANGER_V6, World, eventually, is_refused};
 
@@ -58,6 +65,29 @@ fn what_was_refused_is_reported_with_no_service_running_and_before_any_harvest()
         world.egressguard(wrong).exits(2);
     }
     world.egressguard(&["report", "--check-journal"]).exits(0).says(&["ledger  whole"]);
+}
+
+#[test]
+fn records_from_before_the_clock_was_set_back_are_not_passed_over_in_silence() {
+    let Some(world) = World::new() else { return };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+    let later = Timestamp(now + 40 * 86_400);
+    let tuple = Tuple {
+        direction: Direction::Out,
+        who: Who::User(0),
+        destination: STRANGER_V4.parse().ok(),
+        protocol: Protocol::UDP,
+        port: Some(53),
+    };
+    let count = Count { from: Timestamp(later.0 - 60), to: later, tuple: tuple.into(), packets: 3, bytes: 180, last: None, anew: false };
+    let (octets, _) = book::append(&Head::default(), later, &[Kind::Count(count)]);
+    fs::create_dir_all(world.state()).unwrap();
+    fs::write(world.state().join("ledger.jsonl"), octets).unwrap();
+    world.egressguard(&["report"]).exits(0).says(&["0 packets", "1 record of refused packets is later than now", "set back"]);
+    assert_eq!(json(&world.egressguard(&["report", "--json"]).exits(0))["later"], 1);
+    let earlier = world.egressguard(&["report", "--until", "1h"]).exits(0);
+    assert!(!earlier.stdout.contains("later than now"), "{}", earlier.stdout);
+    world.egressguard(&["report", "--until", &Timestamp(later.0 + 1).to_string()]).exits(1).says(&["3 packets"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::time::Duration;
 
 use egressguard::demo::attempt::Way;
 use serde_json::Value;
@@ -45,6 +46,7 @@ fn what_a_host_did_while_it_observed_is_what_it_may_do_under_the_suggested_polic
     let text = fs::read_to_string(&path).unwrap();
     for line in [
         "mode: enforce",
+        "It is applied since ",
         "New: `inbound`, 1 packet",
         &format!("- to: {API}  # "),
         &format!("- to: {STRANGER_V4}  # 3 packets"),
@@ -63,6 +65,8 @@ fn what_a_host_did_while_it_observed_is_what_it_may_do_under_the_suggested_polic
     world.egressguard(&["check", &path]).exits(0);
     // The way in stays open for the session that this might be: what is new in it is seen first.
     world.egressguard(&["diff", &observed, &path]).exits(1).says(&["narrows"]);
+    // Times are whole seconds: what was seen in that of the apply counts as seen under the new policy.
+    std::thread::sleep(Duration::from_millis(1100));
     world.egressguard(&["apply", &path]).exits(0);
 
     assert!(world.connects_as(SOMEBODY, SOMEBODY, STRANGER_V4, 5432));
@@ -82,7 +86,10 @@ fn what_a_host_did_while_it_observed_is_what_it_may_do_under_the_suggested_polic
     is_refused(world.attempt(Side::Net, Way::Tcp, HOST_V4, 22));
 
     // What was seen before is allowed by now, and what is refused now is said to be refused by a policy that enforces.
-    let answer = world.egressguard(&["suggest", "--json"]).exits(1).says(&["the applied policy enforces"]);
+    let nothing: Value = serde_json::from_str(&world.egressguard(&["suggest", "--json"]).exits(1).stdout).unwrap();
+    assert_eq!(nothing["covered"], 0, "what was seen under the policy before is not asked about: {nothing}");
+    let answer = world.egressguard(&["suggest", "--since", "1h", "--json"]).exits(1).says(&["the applied policy enforces"]);
+    assert!(answer.stdout.contains("seen under an earlier one"), "{}", answer.stdout);
     let answer: Value = serde_json::from_str(&answer.stdout).unwrap();
     assert_eq!(answer["schema"], "egressguard.suggest/1");
     assert!(answer["covered"].as_u64().unwrap() >= 7, "{answer}");
@@ -100,18 +107,30 @@ fn an_address_becomes_the_name_that_the_user_thinks_of() {
     let named = world.egressguard(&["suggest", "--name", "db.example.com", "--name", "nobody.example.com"]).exits(0);
     assert!(named.stdout.contains("- to: db.example.com  # ") && !named.stdout.contains(&format!("to: {LATER_V4}")), "{}", named.stdout);
     assert!(named.stderr.contains("`nobody.example.com` has no address now"), "{}", named.stderr);
+    // Destinations of one user on one port are one way out, names and addresses together, each with its own remark.
+    passes(world.tcp(STRANGER_V4, 443));
+    passes(world.tcp(STRANGER_V4, 443));
+    world.egressguard(&["suggest", "--name", "db.example.com"]).exits(0).says(&[
+        "1 way out to 2 destinations added",
+        "  - to:\n",
+        "      - db.example.com  # 1 packet, last ",
+        &format!("      - {STRANGER_V4}  # 2 packets, last "),
+        "    port: 443\n    protocol: tcp\n    for: {user: root}\n",
+    ]);
     world.egressguard(&["suggest", "--name", "192.0.2.1"]).exits(2).says(&["no name of a host"]);
     world.egressguard(&["suggest", "--since", "yesterday"]).exits(2);
 }
 
 #[test]
-fn a_policy_is_suggested_only_where_one_is_applied_and_its_own_tests_are_run() {
+fn a_policy_is_suggested_only_where_one_is_applied_and_its_own_tests_hold_under_it() {
     let Some(world) = World::new() else { return };
     world.egressguard(&["suggest"]).exits(3).says(&["no policy is applied", "mode: observe"]);
-    observe(&world, &format!("tests:\n  - deny: tcp to {STRANGER_V4}:4444 user root\n"));
+    observe(&world, &format!("tests:\n  - deny: tcp to {STRANGER_V4}:4444\n"));
     world.egressguard(&["suggest"]).exits(0).says(&["0 ways out added"]);
     passes(world.tcp(STRANGER_V4, 4444));
-    world.egressguard(&["suggest"]).exits(0).says(&["tests of the policy do not hold any more", "4444"]);
+    passes(world.tcp(STRANGER_V4, 443));
+    let answer = world.egressguard(&["suggest"]).exits(1).says(&["1 way out added", "the policy's own test at line 5 denies it"]);
+    assert!(!answer.stdout.contains("port: 4444"), "{}", answer.stdout);
 }
 
 #[test]

@@ -403,9 +403,9 @@ egressguard suggest -o new.yaml\n  \
 egressguard suggest --since 2d --name db.example.com --name github.com\n  \
 egressguard diff policy.yaml new.yaml")]
 pub struct SuggestArguments {
-    /// From when on: how long ago (`24h`, `7d`), or a time (RFC 3339).
-    #[arg(long, value_name = "WHEN", default_value = "7d")]
-    pub since: String,
+    /// From when on: how long ago (`24h`, `7d`), or a time (RFC 3339). Without it: since the policy was applied, at most 7 days ago.
+    #[arg(long, value_name = "WHEN")]
+    pub since: Option<String>,
     /// A name that may have been meant: addresses that DNS gives it now become the name. Can be said again.
     #[arg(long, value_name = "NAME")]
     pub name: Vec<String>,

@@ -191,7 +191,7 @@ fn of_world(page: &mut Page, world: &mut World, output: &mut Output) -> Result<(
     page.one("egressguard_quarantined", "gauge", "How many users, or the host, are cut off.", &[], quarantined.len());
     for (direction, (packets, octets)) in totals {
         let label = [("direction", direction.word())];
-        let help = "Packets that no rule allowed, all of them; begins at nothing with a boot, and when the rules are removed.";
+        let help = "Packets that no rule allowed, but for invalid ones; begins at nothing with a boot, and when the rules are removed.";
         page.one("egressguard_violations_total", "counter", help, &label, packets);
         page.one("egressguard_violations_bytes_total", "counter", "Octets of those packets.", &label, octets);
     }

@@ -8,23 +8,30 @@ use serde_json::{Value, json};
 use crate::base::name::DnsName;
 use crate::base::net::Protocol;
 use crate::base::port::PortSet;
+use crate::base::time::Timestamp;
 use crate::command::arguments::SuggestArguments;
 use crate::command::{Exit, Failure, Output, enforce, handover, report, source, status, test};
 use crate::pins::{Answer, Pins};
-use crate::policy::{self, Destination, DnsServer, Line, Mode, Outbound, Policy, Remarks, Target, Transport, write};
+use crate::policy::{self, Destination, DnsServer, Line, MAX_OCTETS, Mode, Outbound, Policy, Remarks, Target, Transport, write};
 use crate::state::{self, Backend, Current, Saved};
-use crate::violation::report::{Question, Report};
-use crate::violation::suggest::{Added, Ground, Left, Suggestion, suggest as suggested};
-use crate::world::World;
+use crate::violation::report::{Question, Report, program_words};
+use crate::violation::suggest::{Added, Ground, Left, MOST, Suggestion, suggest as suggested};
+use crate::world::{Files, World};
 
 /// How many of those that are left out are told one by one.
 const TOLD: usize = 50;
+/// How far back it looks when nobody says: seven days, in seconds.
+const LONGEST: i64 = 7 * 86_400;
 
 /// Runs `suggest`.
 pub fn suggest(arguments: &SuggestArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let now = world.host.now();
-    let since = report::time(&arguments.since, "--since", now)?;
+    let asked = arguments.since.as_deref().map(|since| report::time(since, "--since", now)).transpose()?;
     let saved = applied(world)?;
+    let applied_at = applied_since(&saved, world.files);
+    // What an earlier policy refused is no work that this one has seen. A time that is still to come tells nothing: the clock was set back.
+    let longest = Timestamp(now.0 - LONGEST);
+    let since = asked.unwrap_or(if applied_at > now { longest } else { applied_at.max(longest) });
     let base = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
     let pins = enforce::earlier_pins(&saved, &base, world.host);
     let (facts, _) = source::facts(&base, world.host)?;
@@ -40,12 +47,19 @@ pub fn suggest(arguments: &SuggestArguments, world: &mut World, output: &mut Out
     if report.harvested.is_none() && report.violations.is_empty() {
         output.warn("nothing was ever harvested here: the timer's `egressguard refresh` does it");
     }
+    if let Some(remark) = report::later(&report) {
+        output.warn(&remark);
+    }
     let names = named(&arguments.name, &base, world, output)?;
     let listening = listening(world, output);
     let ground = Ground { policy: &base, pins: &pins, facts: &facts, users: &users, names: &names, listening: listening.as_ref() };
-    let suggestion = suggested(&report, &ground);
     let counted = counted(&base, &pins, world, output);
-    let text = write(&suggestion.policy, &remarks(&suggestion, &report, &saved, &base, &counted));
+    let written = |most: usize| {
+        let suggestion = suggested(&report, &ground, most);
+        let text = write(&suggestion.policy, &remarks(&suggestion, &report, &saved, applied_at, &base, &counted));
+        (suggestion, text)
+    };
+    let (suggestion, text) = fitting(written);
     // What is printed is what the reader reads: everything that is said of it is said of the text.
     let read = policy::parse(&text, "the suggestion")
         .map_err(|_| {
@@ -69,6 +83,18 @@ pub fn suggest(arguments: &SuggestArguments, world: &mut World, output: &mut Out
     Ok(if has_all { Exit::Done } else { Exit::No })
 }
 
+/// As many destinations as a file has room for: how long their remarks are is not known before.
+fn fitting<T>(written: impl Fn(usize) -> (T, String)) -> (T, String) {
+    let mut most = MOST;
+    loop {
+        let (suggestion, text) = written(most);
+        if text.len() <= MAX_OCTETS || most == 0 {
+            return (suggestion, text);
+        }
+        most /= 2;
+    }
+}
+
 /// The generation that is applied.
 fn applied(world: &World) -> Result<Saved, Failure> {
     let nothing =
@@ -77,6 +103,13 @@ fn applied(world: &World) -> Result<Saved, Failure> {
         Current::Generation(generation) => state::load(world.files, generation)?.ok_or_else(nothing),
         Current::Nothing | Current::Removed(_) => Err(nothing()),
     }
+}
+
+/// Since when its policy is applied, as far as generations are remembered: the same policy may have been applied again.
+fn applied_since(saved: &Saved, files: &dyn Files) -> Timestamp {
+    let earlier = (1..saved.record.generation).rev().map_while(|generation| state::load_without_pins(files, generation).ok().flatten());
+    let same = earlier.map(|earlier| earlier.record).take_while(|record| record.sha256 == saved.record.sha256);
+    same.map(|record| record.applied()).fold(saved.record.applied(), Timestamp::min)
 }
 
 /// The addresses of the names that the user thinks of, as DNS tells them now.
@@ -150,12 +183,23 @@ fn counted(base: &Policy, pins: &Pins, world: &mut World, output: &mut Output) -
 }
 
 /// What is said beside the lines of the policy.
-fn remarks(suggestion: &Suggestion, report: &Report, saved: &Saved, base: &Policy, counted: &BTreeMap<DnsName, u64>) -> Remarks {
+fn remarks(
+    suggestion: &Suggestion,
+    report: &Report,
+    saved: &Saved,
+    applied_at: Timestamp,
+    base: &Policy,
+    counted: &BTreeMap<DnsName, u64>,
+) -> Remarks {
     let mode = if base.mode == Mode::Observe { "observe" } else { "enforce" };
     let mut remarks = Remarks {
         head: vec![
             format!("Suggested by egressguard from what was seen from {} to {}", report.since, report.until),
             format!("under {} ({}, mode: {mode}): {}.", saved.record.file, base.name, summary(suggestion)),
+            format!(
+                "It is applied since {applied_at}{}.",
+                if report.since < applied_at { "; what was seen before was seen under an earlier one" } else { "" }
+            ),
             "What was seen is not always what should be: read every line before you apply it.".to_string(),
         ],
         ..Remarks::default()
@@ -173,14 +217,15 @@ fn remarks(suggestion: &Suggestion, report: &Report, saved: &Saved, base: &Polic
     for added in &suggestion.added {
         match added.way {
             Some(place) => {
-                remarks.beside.insert((place, 0), words(added));
+                remarks.beside.insert(place, words(added));
             }
             None => remarks.head.push(format!("New: `inbound`, {}.", words(added))),
         }
     }
     if suggestion.policy.outbound.len() > old {
         let mut lines = vec!["New, for what was seen and the policy did not allow.".to_string()];
-        let has_address = suggestion.policy.outbound[old..].iter().any(|way| matches!(way.to[0].target, Target::Net(_)));
+        let mut to = suggestion.policy.outbound[old..].iter().flat_map(|way| &way.to);
+        let has_address = to.any(|destination| matches!(destination.target, Target::Net(_)));
         if has_address {
             lines.push("An address that belongs to a name can change: write the name, or run this again with `--name NAME`.".to_string());
         }
@@ -207,7 +252,7 @@ fn remarks(suggestion: &Suggestion, report: &Report, saved: &Saved, base: &Polic
 
 fn words(added: &Added) -> String {
     let mut words = vec![count(added.packets), format!("last {}", added.last)];
-    words.extend(added.programs.iter().cloned());
+    words.extend(added.programs.iter().map(|program| program_words(program).to_string()));
     let sources: Vec<String> = added.sources.iter().take(3).map(ToString::to_string).collect();
     if !sources.is_empty() {
         let more = if added.sources.len() > sources.len() { ", …" } else { "" };
@@ -225,8 +270,12 @@ fn ports(ports: usize) -> String {
 }
 
 fn summary(suggestion: &Suggestion) -> String {
-    let ways = suggestion.added.iter().filter(|added| added.way.is_some()).count();
-    let ways = if ways == 1 { "1 way out".to_string() } else { format!("{ways} ways out") };
+    let destinations = suggestion.added.iter().filter_map(|added| added.way);
+    let (destinations, number) = (destinations.clone().count(), destinations.filter(|(_, position)| *position == 0).count());
+    let mut ways = if number == 1 { "1 way out".to_string() } else { format!("{number} ways out") };
+    if destinations > number {
+        ways = format!("{ways} to {destinations} destinations");
+    }
     let door = if suggestion.added.iter().any(|added| added.way.is_none()) { " and the way in" } else { "" };
     match suggestion.left.len() {
         0 => format!("{ways}{door} added"),
@@ -237,8 +286,12 @@ fn summary(suggestion: &Suggestion) -> String {
 
 fn value(suggestion: &Suggestion, report: &Report, saved: &Saved, base: &Policy, text: &str) -> Value {
     let added = |added: &Added| {
-        let way = added.way.and_then(|way| suggestion.policy.outbound.get(way));
-        let target = way.map(|way| match &way.to[0].target {
+        let place = added.way.and_then(|(way, position)| {
+            let way = suggestion.policy.outbound.get(way)?;
+            Some((way, way.to.get(position)?))
+        });
+        let way = place.map(|(way, _)| way);
+        let target = place.map(|(_, destination)| match &destination.target {
             Target::Name(name) => name.to_string(),
             Target::Net(net) => net.addr().to_string(),
         });
@@ -271,4 +324,16 @@ fn value(suggestion: &Suggestion, report: &Report, saved: &Saved, base: &Policy,
         "covered": suggestion.covered,
         "knocks": {"packets": suggestion.knocks.0, "ports": suggestion.knocks.1},
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suggestion_with_long_remarks_has_fewer_destinations_and_fits_into_a_file() {
+        let written = |octets: usize| move |most: usize| (most, "x".repeat((most * octets).min(MAX_OCTETS + 1)));
+        let of = |octets: usize| fitting(written(octets)).0;
+        assert_eq!((of(100), of(300), of(900), of(MAX_OCTETS + 1)), (MOST, MOST / 2, MOST / 8, 0));
+    }
 }

@@ -25,7 +25,7 @@ pub use builtin::{BUILTIN_NAMES, builtin};
 pub use document::{Parsed, parse, parse_bytes};
 pub use lint::lint_addresses;
 pub use outbound::{RESERVED_IDS, derived_id};
-pub use write::{Remarks, write};
+pub use write::{Remarks, quoted, write};
 pub use yaml::MAX_OCTETS;
 
 /// The destination that a word under `to:` names; `None` when it names none.

@@ -213,7 +213,7 @@ fn ports(ports: &PortSet) -> String {
 }
 
 /// The text as YAML reads it back: plain where nobody can take it for anything but text, and between quotes otherwise.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     const WORDS: [&str; 10] = ["true", "false", "null", "yes", "no", "on", "off", "y", "n", "nan"];
     let is_address = text.parse::<std::net::Ipv4Addr>().is_ok() || text.contains('/') && text.parse::<IpNet>().is_ok();
     let begins = text.starts_with(|c: char| c.is_ascii_alphabetic()) || is_address;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::system::connects::Connects;
+use crate::system::connects::{Connects, NoTracer};
 use crate::system::host::cgroup2_root;
 use crate::system::netlink::flow::SocketLookup;
 use crate::system::process::{Holder, Processes};
@@ -54,15 +54,21 @@ enum Said {
 impl HostOwners {
     /// Opens what can be opened: nothing of it is necessary.
     pub fn open() -> HostOwners {
+        HostOwners::following(Connects::open())
+    }
+
+    fn following(connects: Result<Connects, NoTracer>) -> HostOwners {
+        // Said without waiting for a record: who reads `gone` later would not know why.
+        let limits = connects.as_ref().err().map(|why| (format!("{why}: most records of refused TCP come without process"), Said::No));
         HostOwners {
             lookup: SocketLookup::default(),
             processes: Processes::new(Path::new("/proc")),
-            connects: Connects::open(),
+            connects: connects.ok(),
             attempts: HashMap::new(),
             order: VecDeque::new(),
             groups: HashMap::new(),
             walks: Budget::new(WALKS),
-            limits: Vec::new(),
+            limits: limits.into_iter().collect(),
         }
     }
 
@@ -238,6 +244,14 @@ mod tests {
         let id = fs::metadata(&path).unwrap().ino();
         assert_eq!(found.get(&id).map(String::as_str), Some("/system.slice/backend.service/worker"));
         assert_eq!(found.len(), 3);
+    }
+
+    #[test]
+    fn a_tracer_that_is_missing_is_said_once() {
+        let mut owners = HostOwners::following(Err(NoTracer::NotThere));
+        let said = owners.limits();
+        assert!(matches!(said.as_slice(), [words] if words.contains("tracefs") && words.contains("without process")), "{said:?}");
+        assert!(owners.limits().is_empty());
     }
 
     #[test]

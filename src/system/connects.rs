@@ -6,7 +6,7 @@
 //! call, so the tracepoint fires in the process that tried. Where it fired in an interrupt instead, the process is whoever was
 //! interrupted; such an event says so itself and is not taken.
 //!
-//! It takes a kernel with tracepoints, tracefs, and CAP_PERFMON. Without any of these there is nothing here, and no error.
+//! It takes a kernel with tracepoints, tracefs, and CAP_PERFMON. Without any of these there is nothing here but the reason.
 
 use std::ffi::CString;
 use std::fs;
@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use nix::errno::Errno;
+use thiserror::Error;
 
 use crate::base::net::{Protocol, from_octets};
 use crate::violation::attribute::Ends;
@@ -56,6 +57,20 @@ pub struct Attempt {
     pub thread: u32,
 }
 
+/// Why failed connections cannot be followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NoTracer {
+    /// The tracepoint is not to be seen.
+    #[error("the kernel's tracepoint `sock:inet_sock_set_state` is not to be seen (is tracefs mounted, and CAP_DAC_READ_SEARCH there?)")]
+    NotThere,
+    /// Its events have another form than is known here.
+    #[error("the kernel's tracepoint `sock:inet_sock_set_state` has a form that is not known here")]
+    Strange,
+    /// It was not opened.
+    #[error("the kernel does not hand out its tracepoint `sock:inet_sock_set_state` (is CAP_PERFMON there?)")]
+    NotOpened,
+}
+
 /// The failed connections of this host, of every network namespace.
 pub struct Connects {
     layout: Layout,
@@ -63,14 +78,14 @@ pub struct Connects {
 }
 
 impl Connects {
-    /// Begins to follow them; nothing where the host does not show them, or not to us.
-    pub fn open() -> Option<Connects> {
-        let event = tracefs()?.join("events/sock/inet_sock_set_state");
-        let number = |name: &str| fs::read_to_string(event.join(name)).ok();
-        let id: u64 = number("id")?.trim().parse().ok()?;
-        let layout = Layout::parse(&number("format")?)?;
-        let rings: Vec<Ring> = processors().into_iter().map(|processor| Ring::open(id, processor)).collect::<Option<_>>()?;
-        Some(Connects { layout, rings })
+    /// Begins to follow them; why not, where the host does not show them, or not to us.
+    pub fn open() -> Result<Connects, NoTracer> {
+        let event = tracefs().ok_or(NoTracer::NotThere)?.join("events/sock/inet_sock_set_state");
+        let text = |name: &str| fs::read_to_string(event.join(name)).map_err(|_| NoTracer::NotThere);
+        let id: u64 = text("id")?.trim().parse().map_err(|_| NoTracer::Strange)?;
+        let layout = Layout::parse(&text("format")?).ok_or(NoTracer::Strange)?;
+        let rings: Option<Vec<Ring>> = processors().into_iter().map(|processor| Ring::open(id, processor)).collect();
+        Ok(Connects { layout, rings: rings.ok_or(NoTracer::NotOpened)? })
     }
 
     /// What becomes readable when there is something.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::base::net::{IpNet, Protocol};
+use crate::base::net::IpNet;
 use crate::base::packet::Direction;
 use crate::base::time::Timestamp;
 use crate::violation::record::{Kind, KnownProcessLine, Line, ProcessLine};
@@ -14,8 +14,16 @@ use crate::violation::{Tuple, Who};
 /// Into how many parts a time is divided to show when it was.
 pub const PARTS: usize = 48;
 
-/// For so many seconds the kernel may be late with its answer.
-const MOMENT: i64 = 5;
+/// For so many seconds the kernel may be late with its answer, and a record with what it tells of.
+pub const MOMENT: i64 = 5;
+
+/// What stands in place of a program that had ended before it could be looked at.
+const GONE: &str = "gone";
+
+/// A violation's program, in words.
+pub fn program_words(program: &str) -> &str {
+    if program == GONE { "a process that had ended" } else { program }
+}
 
 /// What is asked about.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +65,8 @@ pub struct Violation {
     pub tuple: Tuple,
     /// How many packets.
     pub count: u64,
+    /// How many of them came while the whole host was cut off.
+    pub cut_off: u64,
     /// How many octets; unknown where watch counted.
     pub bytes: Option<u64>,
     /// Who counted them.
@@ -98,6 +108,8 @@ pub struct Report {
     pub unknown: Vec<(Timestamp, Timestamp)>,
     /// When somebody cut the host off, or let go, in the order of the book.
     pub cuts: Vec<(Timestamp, Cut)>,
+    /// Records of refused packets that are later than what was asked about. Where that ends now, the clock was set back.
+    pub later: u64,
     /// When the ledger was harvested last; `None`: never.
     pub harvested: Option<Timestamp>,
     /// Packets by time, in [`PARTS`] equal parts.
@@ -118,6 +130,8 @@ struct Row {
     packets: u64,
     bytes: u64,
     seen: u64,
+    /// Of `packets` and of `seen`, how many came while the host was cut off.
+    cut_off: (u64, u64),
     first: Option<Timestamp>,
     last: Option<Timestamp>,
     /// When what follows was seen.
@@ -139,6 +153,9 @@ pub struct Gathering {
     lost: u64,
     unknown: Vec<(Timestamp, Timestamp)>,
     cuts: Vec<(Timestamp, Cut)>,
+    /// From when to when the whole host was cut off, whether it was asked about or not; the last may last.
+    cut_off: Vec<(Timestamp, Option<Timestamp>)>,
+    later: u64,
     harvested: Option<Timestamp>,
     by_time: Vec<(u64, u64)>,
 }
@@ -156,6 +173,8 @@ impl Gathering {
             lost: 0,
             unknown: Vec::new(),
             cuts: Vec::new(),
+            cut_off: Vec::new(),
+            later: 0,
             harvested: None,
             by_time,
         }
@@ -181,6 +200,12 @@ impl Gathering {
             }
             // Who asks about one user or place is told of the host all the same.
             "cut" | "release" => {
+                match (&*line.kind, line.uid, self.cut_off.last_mut()) {
+                    // It is written down a moment after it is done.
+                    ("cut", ..) => self.cut_off.push((Timestamp(line.at.0.saturating_sub(MOMENT)), None)),
+                    (_, None, Some((_, end @ None))) => *end = Some(line.at),
+                    _ => {}
+                }
                 if self.holds(line.at) {
                     let cut = match &*line.kind {
                         "cut" => Cut::Off(line.evidence.as_ref().map(ToString::to_string)),
@@ -214,12 +239,15 @@ impl Gathering {
 
     fn count(&mut self, from: Timestamp, to: Timestamp, tuple: Tuple, packets: u64, bytes: u64, last: Option<Timestamp>) {
         let last = last.unwrap_or(to).min(to);
+        self.note_later(last);
         // The last packet of those that were counted together tells best when they came.
         if !self.holds(last) || !self.asks(&tuple) {
             return;
         }
+        let cut_off = if self.was_cut_off(last) { packets } else { 0 };
         let row = self.rows.entry(tuple).or_default();
         row.packets = row.packets.saturating_add(packets);
+        row.cut_off.0 = row.cut_off.0.saturating_add(cut_off);
         row.bytes = row.bytes.saturating_add(bytes);
         row.first = earlier(row.first, from.min(last).max(self.question.since));
         row.last = row.last.max(Some(last));
@@ -227,6 +255,7 @@ impl Gathering {
     }
 
     fn overflowed(&mut self, from: Timestamp, to: Timestamp, direction: Direction, packets: u64) {
+        self.note_later(from);
         let is_asked =
             self.question.direction.is_none_or(|asked| asked == direction) && self.question.uid.is_none() && self.question.to.is_none();
         if is_asked && self.meets(from, to) {
@@ -249,11 +278,14 @@ impl Gathering {
 
     fn seen(&mut self, line: &Line<'_>, count: u64) {
         let (Some(tuple), Some(first), Some(last)) = (line.tuple(), line.first, line.last) else { return };
+        self.note_later(first);
         if !self.meets(first, last) || !self.asks_of(&tuple, line.name.as_deref()) {
             return;
         }
+        let cut_off = if self.was_cut_off(last) { count } else { 0 };
         let row = self.rows.entry(tuple).or_default();
         row.seen = row.seen.saturating_add(count);
+        row.cut_off.1 = row.cut_off.1.saturating_add(cut_off);
         row.first = earlier(row.first, first);
         row.last = row.last.max(Some(last));
         if row.at <= Some(last) {
@@ -269,7 +301,7 @@ impl Gathering {
             keep(&mut row.rule, line.rule.as_deref());
             match &line.process {
                 Some(ProcessLine::Known(KnownProcessLine { executable, .. })) => keep(&mut row.process, Some(executable)),
-                Some(ProcessLine::Gone) if row.process.is_none() => keep(&mut row.process, Some("gone")),
+                Some(ProcessLine::Gone) if row.process.is_none() => keep(&mut row.process, Some(GONE)),
                 _ => {}
             }
         }
@@ -281,15 +313,16 @@ impl Gathering {
         let Question { since, until, .. } = self.question;
         let place = self.question.to.clone();
         let violation = |(tuple, row): (Tuple, Row)| {
-            let (count, bytes, counted_by) = match row.packets {
-                0 => (row.seen, None, CountedBy::Watch),
-                packets => (packets, Some(row.bytes), CountedBy::Kernel),
+            let (count, cut_off, bytes, counted_by) = match row.packets {
+                0 => (row.seen, row.cut_off.1, None, CountedBy::Watch),
+                packets => (packets, row.cut_off.0, Some(row.bytes), CountedBy::Kernel),
             };
             let (first, last) = (row.first.unwrap_or(since), row.last.unwrap_or(until));
             let (name, user) = (row.name.or_else(|| name(&tuple)), row.user);
             Violation {
                 tuple,
                 count,
+                cut_off,
                 bytes,
                 counted_by,
                 first,
@@ -323,6 +356,7 @@ impl Gathering {
             lost: self.lost,
             unknown: self.unknown,
             cuts: self.cuts,
+            later: self.later,
             harvested: self.harvested,
             by_time: self.by_time.into_iter().map(|(kernel, watch)| if has_ledger { kernel } else { watch }).collect(),
         }
@@ -334,6 +368,15 @@ impl Gathering {
         if let Some(sums) = self.by_time.get_mut((part as usize).min(PARTS - 1)) {
             *sums = (sums.0.saturating_add(kernel), sums.1.saturating_add(watch));
         }
+    }
+
+    fn note_later(&mut self, at: Timestamp) {
+        self.later += u64::from(at.0.saturating_sub(self.question.until.0) > MOMENT);
+    }
+
+    /// Whether the whole host was cut off at this time, as far as the book has been read.
+    fn was_cut_off(&self, at: Timestamp) -> bool {
+        self.cut_off.iter().any(|(from, to)| *from <= at && to.is_none_or(|to| at <= to))
     }
 
     fn holds(&self, at: Timestamp) -> bool {
@@ -364,48 +407,10 @@ fn earlier(known: Option<Timestamp>, other: Timestamp) -> Option<Timestamp> {
     Some(known.map_or(other, |known| known.min(other)))
 }
 
-/// The line of a policy that would allow it; `None` where the language has none for it.
-pub fn suggestion(violation: &Violation, user: Option<&str>) -> Option<String> {
-    let Tuple { direction, who, destination, protocol, port } = violation.tuple;
-    let transport = match protocol {
-        Protocol::TCP => "tcp",
-        Protocol::UDP => "udp",
-        _ => return None,
-    };
-    let port = port?;
-    if direction == Direction::In {
-        return Some(match transport {
-            "tcp" => format!("inbound: {{port: {port}}}"),
-            _ => format!("inbound: {{port: {port}, protocol: {transport}}}"),
-        });
-    }
-    // IPv4 inside IPv6 cannot be said in a policy.
-    let destination = destination.filter(|address| address.to_canonical() == *address)?;
-    let to = match &violation.name {
-        Some(name) => name.clone(),
-        None if destination.is_ipv6() => format!("\"{destination}\""),
-        None => destination.to_string(),
-    };
-    let mut words = vec![format!("to: {to}")];
-    if violation.name.is_none() || port != 443 || transport != "tcp" {
-        words.push(format!("port: {port}"));
-        words.push(format!("protocol: {transport}"));
-    }
-    match (who, user) {
-        (Who::User(_), Some(user)) => words.push(format!("for: {{user: {user}}}")),
-        (Who::User(uid), None) => words.push(format!("for: {{uid: {uid}}}")),
-        _ => {}
-    }
-    Some(match words.as_slice() {
-        [one] => format!("- {one}"),
-        many => format!("- {{{}}}", many.join(", ")),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy;
+    use crate::base::net::Protocol;
     use crate::violation::book::{self, Head, Lines};
     use crate::violation::record::{Count, Overflow, Process, Seen};
 
@@ -513,6 +518,43 @@ mod tests {
     }
 
     #[test]
+    fn records_that_are_later_than_the_end_are_counted() {
+        let tuple = out(7, "198.51.100.1", 25);
+        let late = Kind::Overflow(Overflow { from: at(9000), to: at(9060), direction: Direction::Out, packets: 1, bytes: 60 });
+        let ledger = [count(4700, 4760, tuple, 2), count(4780, 4804, tuple, 1), count(8000, 8060, tuple, 4), late];
+        let report = report(question(), &ledger, &[seen(100, tuple, 2, None, None), seen(8000, tuple, 5, None, None)]);
+        assert_eq!((report.total, report.later), (2, 3), "a moment is no later");
+    }
+
+    #[test]
+    fn what_came_while_the_host_was_cut_off_is_told_apart() {
+        let tuple = out(7, "198.51.100.1", 25);
+        let mut gathering = Gathering::new(question());
+        // Each record with the time at which it was written: the cut is older than what is asked about, and a user who is let go is not it.
+        let records = [
+            (-60, Kind::Cut { evidence: None }),
+            (60, count(0, 60, tuple, 1)),
+            (70, Kind::Release { uid: Some(7) }),
+            (120, count(60, 110, tuple, 2)),
+            (130, Kind::Release { uid: None }),
+            (140, count(110, 125, tuple, 4)),
+            (200, count(131, 200, tuple, 8)),
+            (300, Kind::Cut { evidence: None }),
+            (310, count(200, 297, tuple, 32)),
+        ];
+        for (second, kind) in records {
+            let (octets, _) = book::append(&Head::default(), at(second), &[kind]);
+            Lines::new(octets.as_slice()).records(|line| gathering.ledger(&line)).unwrap();
+        }
+        gathering.pending(&count(290, 400, tuple, 16));
+        let (octets, _) = book::append(&Head::default(), at(100), &[seen(100, out(8, "198.51.100.1", 80), 5, None, None)]);
+        Lines::new(octets.as_slice()).records(|line| gathering.watch(&line)).unwrap();
+        let report = gathering.finish(|_| None);
+        let of: Vec<_> = report.violations.iter().map(|violation| (violation.count, violation.cut_off)).collect();
+        assert_eq!(of, [(63, 1 + 2 + 4 + 16 + 32), (5, 5)]);
+    }
+
+    #[test]
     fn what_the_kernel_tells_a_second_after_the_question_is_part_of_the_answer() {
         let mut gathering = Gathering::new(Question { until: at(60), ..question() });
         let Kind::Count(late) = count(0, 61, out(7, "198.51.100.1", 25), 5) else { panic!("it is a count") };
@@ -529,48 +571,5 @@ mod tests {
         ledger.reverse();
         let after = report(question(), &ledger, &[]);
         assert_eq!((before.total, &before.violations, &before.by_time), (7, &after.violations, &after.by_time));
-    }
-
-    #[test]
-    fn every_suggestion_is_a_line_of_the_language_and_allows_what_was_refused() {
-        let of = |tuple: Tuple, name: Option<&str>| Violation {
-            tuple,
-            count: 1,
-            bytes: None,
-            counted_by: CountedBy::Kernel,
-            first: at(0),
-            last: at(0),
-            name: name.map(str::to_string),
-            user: None,
-            process: None,
-            service: None,
-            rule: None,
-        };
-        let udp = |tuple: Tuple| Tuple { protocol: Protocol::UDP, ..tuple };
-        let (v4, v6) = (out(7, "198.51.100.1", 5432), out(7, "2001:db8::1", 443));
-        let forward = Tuple { direction: Direction::Forward, who: Who::Source("10.0.0.2".parse().unwrap()), ..v4 };
-        let inward = Tuple { direction: Direction::In, who: Who::Anybody, destination: None, ..v4 };
-        let cases = [
-            (of(v4, None), None, "- {to: 198.51.100.1, port: 5432, protocol: tcp, for: {uid: 7}}"),
-            (of(v4, Some("db.example.com")), Some("backend"), "- {to: db.example.com, port: 5432, protocol: tcp, for: {user: backend}}"),
-            (of(out(7, "198.51.100.1", 443), Some("a.example.com")), Some("root"), "- {to: a.example.com, for: {user: root}}"),
-            (of(v6, None), None, "- {to: \"2001:db8::1\", port: 443, protocol: tcp, for: {uid: 7}}"),
-            (of(udp(v4), None), None, "- {to: 198.51.100.1, port: 5432, protocol: udp, for: {uid: 7}}"),
-            (of(forward, None), None, "- {to: 198.51.100.1, port: 5432, protocol: tcp}"),
-            (of(inward, None), None, "inbound: {port: 5432}"),
-            (of(udp(inward), None), None, "inbound: {port: 5432, protocol: udp}"),
-        ];
-        for (violation, user, expected) in cases {
-            let line = suggestion(&violation, user).unwrap();
-            assert_eq!(line, expected);
-            let text = match violation.tuple.direction {
-                Direction::In => format!("version: 1\n{line}\n"),
-                _ => format!("version: 1\noutbound:\n  {line}\n"),
-            };
-            assert!(policy::parse_bytes(text.as_bytes(), "policy.yaml").is_ok(), "{text}");
-        }
-        assert_eq!(suggestion(&of(out(7, "::ffff:192.0.2.1", 443), None), None), None);
-        let ping = of(Tuple { protocol: Protocol::ICMP, port: None, ..v4 }, None);
-        assert_eq!(suggestion(&ping, None), None);
     }
 }

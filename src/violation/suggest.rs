@@ -15,11 +15,12 @@ use crate::judge::{Packet, Prepared, Verdict};
 use crate::pins::{Lease, Pins};
 use crate::policy::{self, Destination, DnsServer, Forward, Inbound, Line, Mode, Outbound, Policy, Scope, Sources, Target, Transport};
 use crate::ruleset::compile::{Facts, compile};
+use crate::violation::denied::{Opened, denied};
 use crate::violation::report::{Report, Violation};
 use crate::violation::{Tuple, Who};
 
-/// The most ways out that are added. Who sends to more destinations than this needs no longer policy.
-pub const MOST: usize = 1000;
+/// The most destinations that are added. Who sends to more than this needs no longer policy.
+pub const MOST: usize = 5000;
 /// The most programs of a way that are named.
 const PROGRAMS: usize = 3;
 
@@ -40,11 +41,11 @@ pub struct Ground<'a> {
     pub listening: Option<&'a BTreeSet<(Protocol, u16)>>,
 }
 
-/// A way that was added, with what it is for.
+/// A destination that was added, or the way in, with what it is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Added {
-    /// Its place among the ways out of the suggested policy; `None`: it is the way in.
-    pub way: Option<usize>,
+    /// Its way's place among the ways out of the suggested policy, and its own place in that way; `None`: it is the way in.
+    pub way: Option<(usize, usize)>,
     /// How many packets it would have allowed.
     pub packets: u64,
     /// The last of them.
@@ -63,7 +64,7 @@ pub struct Left {
     /// How many of them.
     pub packets: u64,
     /// Why.
-    pub why: &'static str,
+    pub why: String,
 }
 
 /// A policy that allows what was seen.
@@ -81,7 +82,7 @@ pub struct Suggestion {
     pub knocks: (u64, usize),
 }
 
-/// What a way out is told apart by.
+/// What a destination is told apart by.
 type Key = (Target, Transport, Option<Scope>);
 
 #[derive(Debug, Default)]
@@ -115,8 +116,8 @@ impl Want {
     }
 }
 
-/// Adds to the policy what was seen and it does not allow.
-pub fn suggest(report: &Report, ground: &Ground<'_>) -> Suggestion {
+/// Adds to the policy what was seen and it does not allow, with at most so many destinations.
+pub fn suggest(report: &Report, ground: &Ground<'_>, most: usize) -> Suggestion {
     let applied = Policy { mode: Mode::Enforce, ..ground.policy.clone() };
     let rules = compile(&applied, ground.pins, ground.facts, 1);
     let rules = Prepared::new(&rules);
@@ -125,13 +126,22 @@ pub fn suggest(report: &Report, ground: &Ground<'_>) -> Suggestion {
     let mut closed = BTreeSet::new();
     // Names that seen addresses were pins of, and their users: what the check at the end needs to know.
     let (mut pins, mut facts) = (ground.pins.clone(), ground.facts.clone());
-    let mut open: Vec<&Violation> = Vec::new();
+    let mut open: Vec<Violation> = Vec::new();
     for violation in &report.violations {
         if allows(&rules, violation, ground.facts) {
             suggestion.covered = suggestion.covered.saturating_add(violation.count);
             continue;
         }
-        match want(violation, ground) {
+        // Programs whose way is cut off try others, and nobody has seen them do that otherwise.
+        if violation.cut_off > 0 {
+            let cut_off = Violation { count: violation.cut_off, ..violation.clone() };
+            suggestion.left.push(left(&cut_off, "it was refused while the whole host was cut off"));
+        }
+        let violation = Violation { count: violation.count.saturating_sub(violation.cut_off), ..violation.clone() };
+        if violation.count == 0 {
+            continue;
+        }
+        match want(&violation, ground).and_then(|wanted| untested(wanted, &violation, ground)) {
             Ok(Wanted::Way(key, port)) => {
                 if let (Target::Name(name), Some(address)) = (&key.0, violation.tuple.destination) {
                     pins.names.entry(name.clone()).or_default().leases.entry(address).or_insert_with(lasting);
@@ -141,23 +151,23 @@ pub fn suggest(report: &Report, ground: &Ground<'_>) -> Suggestion {
                 }
                 let want = wants.entry(key).or_default();
                 want.ports.insert(port);
-                want.take(violation);
+                want.take(&violation);
                 open.push(violation);
             }
             Ok(Wanted::Door(protocol, port)) => {
-                doors.entry((protocol, port)).or_default().take(violation);
+                doors.entry((protocol, port)).or_default().take(&violation);
                 open.push(violation);
             }
             Ok(Wanted::Knock) => {
                 suggestion.knocks.0 = suggestion.knocks.0.saturating_add(violation.count);
                 closed.insert((violation.tuple.protocol, violation.tuple.port));
             }
-            Err(why) => suggestion.left.push(left(violation, why)),
+            Err(why) => suggestion.left.push(left(&violation, why)),
         }
     }
     suggestion.knocks.1 = closed.len();
     add_door(&mut suggestion, doors);
-    add_ways(&mut suggestion, narrowed(wants));
+    add_ways(&mut suggestion, narrowed(wants), most);
     // Who names no host asked nobody; who does asks the host's own servers.
     if suggestion.policy.dns.is_empty() && suggestion.policy.names_hosts() {
         suggestion.policy.dns.push(DnsServer::System);
@@ -169,21 +179,19 @@ pub fn suggest(report: &Report, ground: &Ground<'_>) -> Suggestion {
         let why = match violation.tuple.direction {
             Direction::In if ground.policy.inbound.is_some() => "at most one port accepts connections, and the policy has one",
             Direction::In => "at most one port accepts connections; `management` is the second, narrow one",
-            _ if wants_too_many(&suggestion) => "there are too many destinations for a policy",
+            _ if suggestion.added.iter().filter(|added| added.way.is_some()).count() >= most => {
+                "there are too many destinations for a policy"
+            }
             _ => "no line of a policy allows it",
         };
-        suggestion.left.push(left(violation, why));
+        suggestion.left.push(left(&violation, why));
     }
     suggestion.left.sort_by(|a, b| b.packets.cmp(&a.packets).then_with(|| a.packet.cmp(&b.packet)));
     suggestion
 }
 
-fn wants_too_many(suggestion: &Suggestion) -> bool {
-    suggestion.added.iter().filter(|added| added.way.is_some()).count() >= MOST
-}
-
-fn left(violation: &Violation, why: &'static str) -> Left {
-    Left { packet: spec(&violation.tuple, None), packets: violation.count, why }
+fn left(violation: &Violation, why: impl Into<String>) -> Left {
+    Left { packet: spec(&violation.tuple, None), packets: violation.count, why: why.into() }
 }
 
 /// What a violation needs.
@@ -194,26 +202,56 @@ enum Wanted {
     Knock,
 }
 
-fn want(violation: &Violation, ground: &Ground<'_>) -> Result<Wanted, &'static str> {
+/// What no test of the policy denies.
+fn untested(wanted: Wanted, violation: &Violation, ground: &Ground<'_>) -> Result<Wanted, String> {
+    let opened = match &wanted {
+        Wanted::Way((target, _, scope), _) => Opened {
+            name: if let Target::Name(name) = target { Some(name) } else { None },
+            user: if let Some(Scope::User(user)) = scope { Some(user) } else { None },
+            service: violation.service.as_deref(),
+        },
+        Wanted::Door(..) => Opened { name: None, user: None, service: None },
+        Wanted::Knock => return Ok(wanted),
+    };
+    let is_pin = |name: &DnsName, address: IpAddr| {
+        ground.names.get(&address) == Some(name) || ground.pins.names.get(name).is_some_and(|pins| pins.leases.contains_key(&address))
+    };
+    match denied(&ground.policy.tests, &violation.tuple, opened, is_pin) {
+        Some(line) => Err(format!("the policy's own test at line {} denies it", line.0)),
+        None => Ok(wanted),
+    }
+}
+
+fn want(violation: &Violation, ground: &Ground<'_>) -> Result<Wanted, String> {
     let tuple = &violation.tuple;
+    if let (Direction::Out, Who::Source(_)) = (tuple.direction, tuple.who) {
+        return Err("the host's kernel sent it by itself: an answer or a reset, no program's work".to_string());
+    }
     let transport = match tuple.protocol {
         Protocol::TCP => Transport::Tcp,
         Protocol::UDP => Transport::Udp,
         Protocol::ICMP | Protocol::ICMPV6 if tuple.direction == Direction::In => {
-            return Err("`host.ping: true` answers echo requests, and nothing else of ICMP comes in");
+            return Err("`host.ping: true` answers echo requests, and nothing else of ICMP comes in".to_string());
         }
-        _ => return Err("the language allows TCP and UDP only"),
+        _ => return Err("the language allows TCP and UDP only".to_string()),
     };
     let port = tuple.port.filter(|port| *port > 0).ok_or("it has no port that can be named")?;
     if tuple.direction == Direction::In {
+        // Whoever may come in by these ports is allowed already.
+        if ground.policy.inbound.as_ref().is_some_and(|inbound| (inbound.port, inbound.protocol) == (port, transport)) {
+            return Err("the port is `inbound.port`, and its sender is outside of `inbound.from`".to_string());
+        }
+        if transport == Transport::Tcp && ground.policy.management.as_ref().is_some_and(|management| management.port == port) {
+            return Err("the port is `management.port`, and its sender is outside of `management.from`".to_string());
+        }
         return match ground.listening {
             Some(listening) if listening.contains(&(tuple.protocol, port)) => Ok(Wanted::Door(transport, port)),
             Some(_) => Ok(Wanted::Knock),
-            None => Err("it is not known whether anything listens there"),
+            None => Err("it is not known whether anything listens there".to_string()),
         };
     }
     if tuple.direction == Direction::Forward && ground.policy.host.forward == Forward::Deny {
-        return Err("`host.forward: deny` lets nothing through");
+        return Err("`host.forward: deny` lets nothing through".to_string());
     }
     let address = tuple.destination.filter(|address| address.to_canonical() == *address).ok_or("IPv4 inside IPv6 cannot be named")?;
     let named = violation.name.as_deref().and_then(|name| DnsName::parse(name).ok()).or_else(|| ground.names.get(&address).cloned());
@@ -222,7 +260,7 @@ fn want(violation: &Violation, ground: &Ground<'_>) -> Result<Wanted, &'static s
         None => policy::destination(&address.to_string()).ok_or("its destination is no address of one host")?,
     };
     let scope = match tuple.who {
-        Who::User(uid) if uid > u32::MAX - 2 => return Err("no account has its user's number"),
+        Who::User(uid) if uid > u32::MAX - 2 => return Err("no account has its user's number".to_string()),
         Who::User(uid) => Some(match ground.users.get(&uid).or(violation.user.as_ref()).filter(|name| account(name).is_ok()) {
             Some(name) => Scope::User(name.as_str().into()),
             None => Scope::Uid(uid),
@@ -252,24 +290,26 @@ fn narrowed(mut wants: BTreeMap<Key, Want>) -> BTreeMap<Key, Want> {
     wants
 }
 
-fn add_ways(suggestion: &mut Suggestion, wants: BTreeMap<Key, Want>) {
+/// Destinations with the same ports, protocol and sender are one way out, which stands where the first of them would.
+fn add_ways(suggestion: &mut Suggestion, wants: BTreeMap<Key, Want>, most: usize) {
     let mut wants: Vec<(Key, Want)> = wants.into_iter().collect();
-    if wants.len() > MOST {
+    if wants.len() > most {
         wants.sort_by(|a, b| b.1.packets.cmp(&a.1.packets).then_with(|| a.0.cmp(&b.0)));
-        wants.truncate(MOST);
+        wants.truncate(most);
         wants.sort_by(|a, b| a.0.cmp(&b.0));
     }
+    let mut places = HashMap::new();
     for ((target, protocol, scope), want) in wants {
         let Want { ports, packets, last, programs, sources } = want;
-        suggestion.added.push(Added { way: Some(suggestion.policy.outbound.len()), packets, last, programs, sources });
-        suggestion.policy.outbound.push(Outbound {
-            id: policy::derived_id(&target),
-            to: vec![Destination { target, line: Line(0) }],
-            ports: PortSet::new(ports.into_iter().map(PortRange::single)),
-            protocol,
-            scope,
-            line: Line(0),
+        let ports = PortSet::new(ports.into_iter().map(PortRange::single));
+        let ways = &mut suggestion.policy.outbound;
+        let place = *places.entry((ports.clone(), protocol, scope.clone())).or_insert_with(|| {
+            ways.push(Outbound { id: policy::derived_id(&target), to: Vec::new(), ports, protocol, scope, line: Line(0) });
+            ways.len() - 1
         });
+        let to = &mut ways[place].to;
+        suggestion.added.push(Added { way: Some((place, to.len())), packets, last, programs, sources });
+        to.push(Destination { target, line: Line(0) });
     }
 }
 
@@ -334,6 +374,7 @@ mod tests {
         Violation {
             tuple: Tuple { direction, who, destination: to.parse().ok(), protocol, port: (port > 0).then_some(port) },
             count,
+            cut_off: 0,
             bytes: None,
             counted_by: CountedBy::Kernel,
             first: at(0),
@@ -355,6 +396,10 @@ mod tests {
     }
 
     fn suggested(applied: &str, violations: Vec<Violation>, listening: Option<&[u16]>) -> Suggestion {
+        suggested_at_most(MOST, applied, violations, listening)
+    }
+
+    fn suggested_at_most(most: usize, applied: &str, violations: Vec<Violation>, listening: Option<&[u16]>) -> Suggestion {
         let policy = policy::parse(applied, "applied.yaml").unwrap().policy;
         let report = Report {
             since: at(0),
@@ -366,6 +411,7 @@ mod tests {
             lost: 0,
             unknown: Vec::new(),
             cuts: Vec::new(),
+            later: 0,
             harvested: None,
             by_time: Vec::new(),
         };
@@ -378,7 +424,7 @@ mod tests {
             names: &BTreeMap::from([("198.51.100.9".parse().unwrap(), DnsName::parse("db.example.com").unwrap())]),
             listening: listening.as_ref(),
         };
-        suggest(&report, &ground)
+        suggest(&report, &ground, most)
     }
 
     /// The ways out that were added, as they are written.
@@ -386,7 +432,12 @@ mod tests {
         let text = write(&suggestion.policy, &Remarks::default());
         assert!(policy::parse(&text, "suggested.yaml").is_ok(), "{text}");
         let ways = text.split("outbound:\n").nth(1).unwrap_or_default().split("\n\n").next().unwrap_or_default();
-        ways.replace("\n    ", " ").lines().map(|line| line.trim_start_matches([' ', '-']).to_string()).skip(2).collect()
+        ways.replace("\n    ", " ")
+            .replace("   - ", " ")
+            .lines()
+            .map(|line| line.trim_start_matches([' ', '-']).to_string())
+            .skip(2)
+            .collect()
     }
 
     #[test]
@@ -414,8 +465,35 @@ mod tests {
         );
         assert_eq!((suggestion.covered, suggestion.left.len(), suggestion.policy.mode), (99, 0, Mode::Enforce));
         let database = &suggestion.added[3];
-        assert_eq!((database.way, database.packets, database.last), (Some(5), 15, at(10)));
+        assert_eq!((database.way, database.packets, database.last), (Some((5, 0)), 15, at(10)));
         assert_eq!(database.programs.iter().map(String::as_str).collect::<Vec<_>>(), ["/usr/bin/curl", "/usr/bin/psql"]);
+    }
+
+    #[test]
+    fn destinations_with_the_same_ports_protocol_and_user_are_one_way() {
+        let dns = |to: &str| seen(Direction::Out, Who::User(7), to, Protocol::UDP, 443, 4);
+        let seen = vec![
+            out(7, "198.51.100.1", 443, 5),
+            out(7, "198.51.100.9", 443, 3),
+            out(8, "198.51.100.2", 443, 1),
+            dns("198.51.100.3"),
+            out(7, "198.51.100.4", 443, 2),
+            out(7, "198.51.100.5", 80, 6),
+        ];
+        let suggestion = suggested(APPLIED, seen, None);
+        assert_eq!(
+            lines(&suggestion),
+            [
+                "to: db.example.com 198.51.100.1 198.51.100.4 port: 443 protocol: tcp for: {user: backend}",
+                "to: 198.51.100.2 port: 443 protocol: tcp for: {uid: 8}",
+                "to: 198.51.100.3 port: 443 protocol: udp for: {user: backend}",
+                "to: 198.51.100.5 port: 80 protocol: tcp for: {user: backend}",
+            ]
+        );
+        let of: Vec<_> = suggestion.added.iter().map(|added| (added.way, added.packets)).collect();
+        let expected = [((2, 0), 3), ((2, 1), 5), ((3, 0), 1), ((4, 0), 4), ((2, 2), 2), ((5, 0), 6)];
+        assert_eq!(of, expected.map(|(way, packets)| (Some(way), packets)));
+        assert!(suggestion.left.is_empty(), "{:?}", suggestion.left);
     }
 
     #[test]
@@ -455,23 +533,60 @@ mod tests {
     }
 
     #[test]
+    fn who_is_outside_of_the_networks_that_may_come_in_is_told_so() {
+        let more = "inbound: {port: 8080, from: [192.0.2.0/24]}\nmanagement: {port: 22, from: [192.0.2.0/24]}\n";
+        let udp = seen(Direction::In, Who::Anybody, "", Protocol::UDP, 22, 1);
+        let suggestion =
+            suggested(&format!("{APPLIED}{more}"), vec![inward(8080, 4), inward(22, 3), inward(443, 2), udp], Some(&[22, 443, 8080]));
+        let whys: Vec<_> = suggestion.left.iter().map(|left| left.why.as_str()).collect();
+        assert!(whys[0].contains("outside of `inbound.from`") && whys[1].contains("outside of `management.from`"), "{whys:?}");
+        assert_eq!((&whys[2..], suggestion.knocks.0), (&["at most one port accepts connections, and the policy has one"][..], 1));
+    }
+
+    #[test]
     fn what_no_line_can_allow_is_told_with_its_reason() {
         let icmp = seen(Direction::Out, Who::User(7), "198.51.100.1", Protocol::ICMP, 0, 6);
         let ping = seen(Direction::In, Who::Anybody, "", Protocol::ICMP, 0, 3);
         let seen = vec![icmp, ping, out(7, "::ffff:192.0.2.1", 443, 2), out(u32::MAX, "198.51.100.1", 443, 1)];
         let suggestion = suggested(APPLIED, seen, Some(&[]));
         assert!(lines(&suggestion).is_empty());
-        let whys: Vec<_> = suggestion.left.iter().map(|left| (left.packets, left.why)).collect();
+        let whys: Vec<_> = suggestion.left.iter().map(|left| (left.packets, left.why.as_str())).collect();
         assert_eq!(whys.iter().map(|(packets, _)| *packets).collect::<Vec<_>>(), [6, 3, 2, 1]);
         assert!(whys[1].1.contains("host.ping") && whys[2].1.contains("IPv4 inside IPv6"), "{whys:?}");
     }
 
     #[test]
+    fn what_a_test_of_the_policy_denies_is_not_opened() {
+        let applied =
+            format!("{APPLIED}tests:\n  - allow: tcp to 192.0.2.1:5432\n  - deny: tcp to 198.51.100.1:80\n  - deny: in tcp to :8080\n");
+        let seen = vec![out(0, "198.51.100.1", 80, 3), out(0, "198.51.100.1", 443, 2), inward(8080, 1)];
+        let suggestion = suggested(&applied, seen, Some(&[8080]));
+        assert_eq!(lines(&suggestion), ["to: 198.51.100.1 port: 443 protocol: tcp for: {uid: 0}"]);
+        assert_eq!(suggestion.policy.inbound, None);
+        let whys: Vec<_> = suggestion.left.iter().map(|left| (left.packets, left.why.as_str())).collect();
+        assert_eq!(whys, [(3, "the policy's own test at line 8 denies it"), (1, "the policy's own test at line 9 denies it")]);
+    }
+
+    #[test]
+    fn neither_what_a_cut_refused_nor_what_the_kernel_sent_by_itself_is_opened() {
+        let part = Violation { cut_off: 4, ..out(7, "198.51.100.1", 443, 10) };
+        let whole = Violation { cut_off: 3, ..out(7, "198.51.100.2", 443, 3) };
+        let covered = Violation { cut_off: 5, ..out(7, "192.0.2.1", 5432, 5) };
+        let reset = seen(Direction::Out, Who::Source("192.0.2.10".parse().unwrap()), "198.51.100.3", Protocol::TCP, 50_123, 2);
+        let suggestion = suggested(APPLIED, vec![part, whole, covered, reset], None);
+        assert_eq!(lines(&suggestion), ["to: 198.51.100.1 port: 443 protocol: tcp for: {user: backend}"]);
+        assert_eq!((suggestion.added[0].packets, suggestion.covered), (6, 5));
+        let whys: Vec<_> = suggestion.left.iter().map(|left| (left.packets, left.why.as_str())).collect();
+        let [cut, kernel] = ["it was refused while the whole host was cut off", "the host's kernel sent it by itself"];
+        assert!(matches!(whys.as_slice(), [(4, a), (3, b), (2, c)] if *a == cut && *b == cut && c.starts_with(kernel)), "{whys:?}");
+    }
+
+    #[test]
     fn a_flood_of_destinations_makes_no_policy_that_nobody_can_read() {
-        let seen =
-            (0..MOST as u32 + 50).map(|low| out(7, &std::net::Ipv4Addr::from_bits(0xc633_0000 + low).to_string(), 443, u64::from(low) + 1));
-        let suggestion = suggested(APPLIED, seen.collect(), None);
-        assert_eq!((lines(&suggestion).len(), suggestion.left.len()), (MOST, 50));
+        let address = |low: u32| std::net::Ipv4Addr::from_bits(0xc633_0000 + low).to_string();
+        let seen = (0..250).map(|low| out(7, &address(low), 443, u64::from(low) + 1));
+        let suggestion = suggested_at_most(200, APPLIED, seen.collect(), None);
+        assert_eq!((lines(&suggestion).len(), suggestion.added.len(), suggestion.left.len()), (1, 200, 50));
         assert!(suggestion.left.iter().all(|left| left.packets <= 50 && left.why.contains("too many")), "the fewest are left out");
     }
 }

@@ -25,6 +25,7 @@ pub fn value(told: &Told) -> Value {
             Cut::Off(evidence) => json!({"at": at.to_string(), "what": "cut", "evidence": evidence}),
             Cut::Released(uid) => json!({"at": at.to_string(), "what": "release", "uid": uid}),
         }).collect::<Vec<_>>(),
+        "later": report.later,
         "harvested": report.harvested.map(|harvested| harvested.to_string()),
         "by_time": report.by_time,
     })

@@ -17,7 +17,8 @@ use crate::pins::Pins;
 use crate::state::books;
 use crate::state::{self, Current};
 use crate::violation::book::Findings;
-use crate::violation::report::{Cut, Gathering, Place, Question, Report, Violation, suggestion};
+use crate::violation::line::suggestion;
+use crate::violation::report::{Cut, Gathering, MOMENT, Place, Question, Report, Violation, program_words};
 use crate::violation::{Tuple, Who};
 use crate::world::{Files, World};
 
@@ -59,9 +60,9 @@ impl Told {
 
     /// The program, or the unit it runs in.
     fn program(&self, violation: &Violation) -> String {
-        match (&violation.process, &violation.service) {
+        match (violation.process.as_deref().map(program_words), violation.service.as_deref()) {
             (Some(process), Some(service)) => format!("{process} ({service})"),
-            (Some(one), None) | (None, Some(one)) => one.clone(),
+            (Some(one), None) | (None, Some(one)) => one.to_string(),
             (None, None) => String::new(),
         }
     }
@@ -98,6 +99,7 @@ impl Told {
                 Cut::Released(None) => format!("the host was released at {at}"),
             });
         }
+        remarks.extend(later(report));
         for (from, to) in &report.unknown {
             remarks.push(format!("what was counted between {from} and {to} and before the kernel's counts began anew is not known"));
         }
@@ -129,6 +131,8 @@ pub fn report(arguments: &ReportArguments, world: &mut World, output: &mut Outpu
 
 /// Adds up what the books hold and what the kernel has counted since.
 pub(super) fn gather(question: Question, world: &mut World, output: &mut Output) -> Result<Told, Failure> {
+    // Who asks about an earlier time knows that there are later records.
+    let ends_now = world.host.now().0.saturating_sub(question.until.0) <= MOMENT;
     let mut gathering = Gathering::new(question);
     books::each(books::LEDGER, world.files, |line| gathering.ledger(&line))?;
     books::each(books::WATCH, world.watch, |line| gathering.watch(&line)).or_else(|error| {
@@ -143,10 +147,23 @@ pub(super) fn gather(question: Question, world: &mut World, output: &mut Output)
     let (policy, pins) = applied(world.files);
     let names: HashMap<_, _> =
         pins.names.iter().flat_map(|(name, pins)| pins.leases.keys().map(move |address| (*address, name.to_string()))).collect();
-    let report = gathering.finish(|tuple: &Tuple| names.get(&tuple.destination?).cloned());
+    let mut report = gathering.finish(|tuple: &Tuple| names.get(&tuple.destination?).cloned());
+    if !ends_now {
+        report.later = 0;
+    }
     let uids = report.violations.iter().filter_map(|violation| if let Who::User(uid) = violation.tuple.who { Some(uid) } else { None });
     let users = uids.filter_map(|uid| Some((uid, world.host.name_of_user(uid)?))).collect();
     Ok(Told { report, users, policy })
+}
+
+/// That records are later than now, where any are.
+pub(super) fn later(report: &Report) -> Option<String> {
+    let records = match report.later {
+        0 => return None,
+        1 => "1 record of refused packets is later than now".to_string(),
+        more => format!("{more} records of refused packets are later than now"),
+    };
+    Some(format!("{records}, and not in here: the clock was set back; `egressguard report --until` a later time has them"))
 }
 
 /// The applied policy's name and pins; nothing where they cannot be read.
@@ -223,4 +240,38 @@ fn say_check(name: &str, place: &str, findings: &Findings, output: &mut Output) 
         output.say(&format!("        … and {} more", findings.more))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::net::Protocol;
+    use crate::violation::report::CountedBy;
+
+    #[test]
+    fn a_program_that_had_ended_is_no_program_called_gone() {
+        let told = Told {
+            report: Gathering::new(Question { since: Timestamp(0), until: Timestamp(1), uid: None, to: None, direction: None })
+                .finish(|_| None),
+            users: HashMap::new(),
+            policy: None,
+        };
+        let violation = |process: &str, service: Option<&str>| Violation {
+            tuple: Tuple { direction: Direction::Out, who: Who::User(7), destination: None, protocol: Protocol::TCP, port: Some(443) },
+            count: 1,
+            cut_off: 0,
+            bytes: None,
+            counted_by: CountedBy::Watch,
+            first: Timestamp(0),
+            last: Timestamp(0),
+            name: None,
+            user: None,
+            process: Some(process.to_string()),
+            service: service.map(str::to_string),
+            rule: None,
+        };
+        assert_eq!(told.program(&violation("gone", None)), "a process that had ended");
+        assert_eq!(told.program(&violation("gone", Some("a.service"))), "a process that had ended (a.service)");
+        assert_eq!(told.program(&violation("/usr/bin/gone", None)), "/usr/bin/gone");
+    }
 }

@@ -1,7 +1,7 @@
 //! The report for a terminal.
 
 use crate::command::report::Told;
-use crate::command::watch::view::fit;
+use crate::command::watch::view::{fit, fit_place};
 use crate::command::{Failure, Output};
 use crate::violation::report::CountedBy;
 
@@ -26,7 +26,7 @@ pub fn write(told: &Told, output: &mut Output) -> Result<(), Failure> {
             tuple.direction.word(),
             tuple.protocol.to_string(),
             column(&told.who(violation), 16),
-            column(&told.place(violation), 38),
+            padded(&fit_place(&clean(&told.place(violation)), 38), 38),
             clock(&violation.last.to_string()),
         );
         output.say(line.trim_end())?;
@@ -56,14 +56,20 @@ pub fn write(told: &Told, output: &mut Output) -> Result<(), Failure> {
 
 /// The text in this many columns.
 fn column(text: &str, width: usize) -> String {
-    let text = cut(text, width);
+    padded(&cut(text, width), width)
+}
+
+fn padded(text: &str, width: usize) -> String {
     let missing = width.saturating_sub(text.chars().count());
     format!("{text}{}", " ".repeat(missing))
 }
 
 fn cut(text: &str, width: usize) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    fit(&clean, width)
+    fit(&clean(text), width)
+}
+
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Month, day and time of an RFC 3339 time.

@@ -102,7 +102,11 @@ pub fn watch(arguments: &WatchArguments, world: &mut World, watching: &mut Watch
     };
     // The log is opened with the first look at it.
     match watch.watching.log.wait(Duration::ZERO, &mut |_, _| {}) {
-        Ok(_) => watch.begin().and_then(|()| watch.follow_log()),
+        Ok(_) => {
+            // ORDER: before the table, which would be drawn over it.
+            watch.say_limits();
+            watch.begin().and_then(|()| watch.follow_log())
+        }
         Err(LogError::Busy(group)) if !arguments.service => {
             let tail = watch.world.watch.tail(&book::file(books::WATCH), 0)?;
             let Some(tail) = tail else { return Err(LogError::Busy(group).into()) };
@@ -159,9 +163,7 @@ impl Watch<'_, '_, '_, '_> {
             self.watching.owners.gather();
             let owners = &mut self.watching.owners;
             fold.ask_again(&mut |ends| owners.owner(ends));
-            for words in self.watching.owners.limits() {
-                self.output.warn(&words);
-            }
+            self.say_limits();
             let asked = self.watching.requests.wait(Duration::ZERO);
             let mut kinds = Vec::new();
             if lost > 0 || overruns > 0 {
@@ -180,6 +182,13 @@ impl Watch<'_, '_, '_, '_> {
             if asked.end {
                 return Ok(());
             }
+        }
+    }
+
+    /// Says what cannot be found out here, each once.
+    fn say_limits(&mut self) {
+        for words in self.watching.owners.limits() {
+            self.output.warn(&words);
         }
     }
 

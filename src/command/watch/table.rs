@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::base::time::Timestamp;
 use crate::command::Style;
-use crate::command::watch::view::{clock, fit, place, way, who};
+use crate::command::watch::view::{clock, fit, fit_place, place, way, who};
 use crate::violation::attribute::inert;
 use crate::violation::record::{Kind, Seen};
 
@@ -147,7 +147,7 @@ fn widths(columns: usize) -> [usize; 3] {
 }
 
 fn written([place, rule, who]: &[usize; 3], last: &str, count: &str, [way, protocol, at, by, person]: &[String; 5]) -> String {
-    let (at, by, person) = (fit(at, *place), fit(by, *rule), fit(person, *who));
+    let (at, by, person) = (fit_place(at, *place), fit(by, *rule), fit(person, *who));
     format!("{last:<8}  {count:>7}  {way:<3}  {protocol:<5}  {at:<place$}  {by:<rule$}  {person}")
 }
 
@@ -194,6 +194,7 @@ mod tests {
             let longest = lines.iter().map(|line| line.chars().count()).max().unwrap();
             assert!(longest <= usize::from(columns.max(20)), "{columns}x{rows}: {longest}");
             assert!(lines.iter().all(|line| !line.contains(|c: char| c.is_control())), "{lines:?}");
+            assert!(columns < 60 || lines[2..].iter().all(|line| line.contains(":53 ")), "the port is cut off: {lines:?}");
         }
     }
 

@@ -15,6 +15,8 @@ pub const SCHEMA: &str = "egressguard.watch/1";
 /// Widths of the columns of the list; the last, who, takes what is left.
 const WHERE: usize = 40;
 const RULE: usize = 14;
+/// The longest port with the colon before it.
+const PORT: usize = 6;
 
 /// A record as one line of JSON.
 pub fn json(kind: &Kind, at: Timestamp) -> String {
@@ -36,7 +38,7 @@ pub fn line(kind: &Kind, at: Timestamp) -> Option<String> {
             "{time}  {:<3}  {:<5}  {:<WHERE$}  {:>6}  {:<RULE$}  {}",
             way(seen.direction),
             seen.protocol.to_string(),
-            fit(&place(seen), WHERE),
+            fit_place(&place(seen), WHERE),
             seen.count,
             fit(&inert(seen.rule.as_bytes(), 63), RULE),
             who(seen),
@@ -118,6 +120,19 @@ pub fn fit(text: &str, most: usize) -> String {
     format!("{kept}…")
 }
 
+/// A place in at most so many characters, with a mark where something is missing: the port at its end stays, and as much of the address before
+/// it as there is room for when the name has its third.
+pub fn fit_place(place: &str, most: usize) -> String {
+    let characters: Vec<char> = place.chars().collect();
+    if characters.len() <= most {
+        return place.to_string();
+    }
+    let room = most.saturating_sub(1);
+    let end = (room * 2 / 3).max(PORT).min(room);
+    let (head, tail) = (&characters[..room - end], &characters[characters.len() - end..]);
+    head.iter().chain(&['…']).chain(tail).take(most).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,5 +194,21 @@ mod tests {
         assert_eq!(json.lines().count(), 1, "one object, one line");
         let read: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!((&read["schema"], &read["process"]["command"]), (&SCHEMA.into(), &evil.into()));
+    }
+
+    #[test]
+    fn a_place_that_is_too_long_keeps_its_port() {
+        let name = "a-very-long-name.of-a-very-long-domain.example";
+        let v6 = "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff";
+        assert_eq!(fit_place("192.0.2.1:443", 13), "192.0.2.1:443");
+        assert_eq!(fit_place(&format!("{name} 198.51.100.66:65535"), 40), "a-very-long-n…xample 198.51.100.66:65535");
+        for place in [format!("{name} [{v6}]:65535"), format!("[{v6}]:65535"), format!("{v6} to :65535"), format!("{name} 192.0.2.1:65535")]
+        {
+            for most in 0..100 {
+                let fitted = fit_place(&place, most);
+                assert!(fitted.chars().count() <= most, "{fitted}");
+                assert!(most < 7 || fitted.ends_with(":65535"), "{most}: {fitted}");
+            }
+        }
     }
 }
