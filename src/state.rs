@@ -360,6 +360,9 @@ pub fn adopt(files: &mut dyn Files, generation: u64) -> Result<(), StateError> {
 
 /// Removes a generation that never came to the kernel.
 pub fn discard(files: &mut dyn Files, generation: u64) {
+    if matches!(current(files), Ok(Current::Generation(current)) if current == generation) {
+        return;
+    }
     // ORDER: the record first, so that no half of a generation is taken for one. What cannot be removed is never referred to.
     for name in names(generation).iter().rev() {
         let _ = files.remove(name);

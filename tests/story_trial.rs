@@ -45,7 +45,7 @@ fn the_kernel_falls_back_by_itself_when_nobody_confirms() {
     world.egressguard(&["apply", &tried, "--confirm", "6s"]).exits(0).says(&[
         "on trial for 6s",
         "generation 2",
-        "falls back to policy `applied`",
+        "falls back to generation 1",
         "egressguard confirm",
     ]);
     tried_counts(&world);
@@ -91,6 +91,9 @@ fn only_a_connection_that_the_new_rules_let_in_confirms_them() {
         format!("{} {} {HOST_V4} 2222", peer.ip(), peer.port())
     };
     world.egressguard_by_ssh(&flow(&old), &["confirm"]).exits(1).says(&["is older than the rules on trial", "--force"]);
+    // A shell that has outlived the connection that it was opened by.
+    let gone = format!("{GATEWAY_V4} 50123 {HOST_V4} 2222");
+    world.egressguard_by_ssh(&gone, &["confirm"]).exits(1).says(&["has ended", "--force"]);
     let new = Stream::open(&world, Side::Net, Side::Host, HOST_V4, 2222);
     world
         .egressguard_by_ssh(&flow(&new), &["confirm"])
@@ -242,4 +245,81 @@ fn what_cannot_be_tried_is_refused_and_changes_nothing() {
     world.egressguard_by_ssh(&connection, &["apply", &locked, "--confirm", "5s"]).exits(0).says(&["it ends by itself"]);
     within_seconds(7, "the kernel falls back", || world.tcp(API_V4, 443).answered());
     applied_counts(&world);
+}
+
+#[test]
+fn a_first_trial_falls_back_to_the_lockdown_that_a_boot_has_loaded() {
+    let Some(world) = World::new() else { return };
+    let [applied, _] = policies(&world);
+    world.egressguard(&["restore"]).exits(0);
+    is_refused(world.tcp(API_V4, 443));
+    world.egressguard(&["apply", &applied, "--confirm", "5s"]).exits(0).says(&["falls back to lockdown"]);
+    passes(world.tcp(API_V4, 443));
+    within_seconds(7, "the kernel falls back", || !world.tcp(API_V4, 443).answered());
+    is_refused(world.tcp(STRANGER_V4, 4444));
+    world.egressguard(&["refresh", "--repair"]).exits(0).says(&["nobody confirmed"]);
+    is_refused(world.tcp(API_V4, 443));
+    is_refused(world.tcp(STRANGER_V4, 4444));
+    world.egressguard(&["apply", &applied, "--confirm", "10m"]).exits(0);
+    world.egressguard(&["rollback"]).exits(0).says(&["lockdown counts"]);
+    is_refused(world.tcp(API_V4, 443));
+}
+
+#[test]
+fn a_host_that_is_cut_off_during_its_first_trial_stays_so_when_the_trial_ends() {
+    let Some(world) = World::new() else { return };
+    let [applied, _] = policies(&world);
+    world.egressguard(&["apply", &applied, "--confirm", "6s"]).exits(0);
+    world.egressguard(&["quarantine"]).exits(3).says(&["the kernel has cut the host off all the same"]);
+    is_refused(world.tcp(API_V4, 443));
+    std::thread::sleep(Duration::from_secs(7));
+    for (address, port) in [(API_V4, 443), (STRANGER_V4, 4444)] {
+        is_refused(world.tcp(address, port));
+    }
+    world.egressguard(&["status"]).exits(1).says(&["quarantined the whole host", "no longer: what was there before counts"]);
+    world.egressguard(&["refresh", "--repair"]).exits(3).says(&["this host is cut off"]);
+    world.egressguard(&["rollback"]).exits(3).says(&["--release"]);
+    is_refused(world.tcp(STRANGER_V4, 4444));
+}
+
+#[test]
+fn what_was_confirmed_cut_off_or_replaced_meanwhile_is_not_undone_by_a_trial_that_nobody_forgot() {
+    let Some(world) = World::new() else { return };
+    let [applied, tried] = policies(&world);
+    let file = |name: &str| world.state().join(name);
+    world.egressguard(&["apply", &applied]).exits(0);
+    world.egressguard(&["apply", &tried, "--confirm", "10m"]).exits(0);
+    let note = std::fs::read(file("trial.json")).unwrap();
+
+    // As a second `apply --confirm` leaves it that was killed before it had loaded anything.
+    let other = String::from_utf8(note.clone()).unwrap().replacen("\"generation\": 2", "\"generation\": 9", 1);
+    std::fs::write(file("trial.json"), other).unwrap();
+    world.egressguard(&["confirm"]).exits(1);
+    std::fs::write(file("trial.json"), &note).unwrap();
+
+    // As a cut leaves it that was killed before it could name itself.
+    let current = std::fs::read(file("current")).unwrap();
+    world.egressguard(&["quarantine"]).exits(0);
+    std::fs::write(file("current"), &current).unwrap();
+    std::fs::write(file("trial.json"), &note).unwrap();
+    world.egressguard(&["refresh", "--repair"]);
+    is_refused(world.tcp(API_V4, 443));
+    is_refused(world.tcp(STRANGER_V4, 4444));
+    world.egressguard(&["quarantine", "--release"]).exits(0);
+    world.egressguard(&["refresh"]).exits(0);
+    applied_counts(&world);
+
+    // As a confirmation leaves it that was killed at its end.
+    world.egressguard(&["apply", &tried, "--confirm", "10m"]).exits(0);
+    let note = std::fs::read(file("trial.json")).unwrap();
+    world.egressguard(&["confirm"]).exits(0);
+    for command in [&["refresh", "--repair"][..], &["rollback"], &["verify"]] {
+        std::fs::write(file("trial.json"), &note).unwrap();
+        world.egressguard(command);
+        tried_counts(&world);
+    }
+    let _ = std::fs::remove_file(file("trial.json"));
+    world.egressguard(&["verify"]).exits(0).says(&["policy `tried`"]);
+    world.nft(&["delete", "table", "inet", "egressguard"]).exits(0);
+    world.egressguard(&["restore"]).exits(0).says(&["policy `tried`"]);
 }

@@ -13,7 +13,7 @@ use crate::command::arguments::ApplyArguments;
 use crate::command::enforce::{self, Committed, Told};
 use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, handover, harvest, remove, test, trial};
+use crate::command::{Exit, Failure, Output, handover, harvest, quarantine, remove, test, trial};
 use crate::judge::plan::{Plan, plan};
 use crate::judge::{Verdict, traces};
 use crate::pins::{self, Answer, Confirmation, NamePins, Outcome, Pins, What};
@@ -59,6 +59,12 @@ pub fn apply(arguments: &ApplyArguments, world: &mut World, output: &mut Output)
         output.warn("this host is cut off and stays so; `egressguard quarantine --release` lets the policy count again");
     }
     let (backend, before) = (handover::apply::backend(arguments.backend, world.files), state::backend(world.files));
+    if backend != before && quarantine::is_cut_by_set(world) {
+        return Err(Failure::refused(
+            "the kernel's set holds this host cut off, and the other packet filter would not know of it",
+            "run `egressguard quarantine --release` first",
+        ));
+    }
     let earlier = earlier(&source, world, output);
     let pins = earlier.as_ref().map(|earlier| enforce::earlier_pins(&earlier.saved, &source.policy, world.host)).unwrap_or_default();
     let clock = world.host.clock();

@@ -14,7 +14,7 @@ use crate::command::evidence::{self, Evidence};
 use crate::command::revoke::counted;
 use crate::command::revoke::{self, Revocation};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, enforce, handover, refresh};
+use crate::command::{Exit, Failure, Output, enforce, handover, harvest, refresh};
 use crate::pins::Pins;
 use crate::policy::Policy;
 use crate::ruleset::Ruleset;
@@ -33,7 +33,7 @@ pub fn quarantine(arguments: &QuarantineArguments, world: &mut World, output: &m
     if !arguments.dry_run {
         match world.files.lock("quarantine") {
             // Neither another command that hangs nor a disk that refuses keeps anybody from cutting the host off.
-            Err(error @ FileError::Locked(_)) if !arguments.release => return cut_off_by_element(error.into(), world),
+            Err(error @ FileError::Locked(_)) if !arguments.release => return cut_off_by_element(error.into(), world, output),
             Err(error @ FileError::Locked(_)) => return Err(error.into()),
             Err(error) if arguments.release => output.warn(&format!("{error}: going on without the lock")),
             Err(_) => {}
@@ -72,7 +72,7 @@ fn cut_off(arguments: &QuarantineArguments, world: &mut World, output: &mut Outp
     let applied = match applied(world, output) {
         Ok(applied) => applied,
         Err(failure) if arguments.dry_run => return Err(failure),
-        Err(failure) => return cut_off_by_element(failure, world),
+        Err(failure) => return cut_off_by_element(failure, world, output),
     };
     let Applied { source, saved, pins } = &applied;
     let facts = refresh::facts(saved, &source.policy, world, output);
@@ -88,7 +88,7 @@ fn cut_off(arguments: &QuarantineArguments, world: &mut World, output: &mut Outp
     // ORDER: before the cut, which closes the sockets that are to be seen.
     let evidence = Evidence::gather(world);
     let loaded = match load(&applied, &facts, world, output) {
-        Err(failure) => return cut_off_by_element(failure, world),
+        Err(failure) => return cut_off_by_element(failure, world, output),
         Ok(loaded) => loaded,
     };
     let revocation = end(&loaded, world, output);
@@ -273,6 +273,8 @@ struct Loaded {
 /// Loads the applied policy with these facts, as a generation of its own where something changes.
 fn load(applied: &Applied, facts: &Facts, world: &mut World, output: &mut Output) -> Result<Loaded, Failure> {
     let Applied { source, pins, .. } = applied;
+    // What is loaded may drop the counts, and what was refused before is not what is refused in between.
+    harvest::harvest(world, output);
     if handover::held_by(world) == Backend::Iptables {
         let (ruleset, change) = handover::apply::commit(source, facts, pins, Generation::New, world, output)?;
         let generation = ruleset.identity.generation;
@@ -297,14 +299,31 @@ fn end(loaded: &Loaded, world: &mut World, output: &mut Output) -> Option<Revoca
 
 /// Cuts the host off where nothing can be saved: by the set that rules put the host into. The kernel keeps that until somebody lets go,
 /// a refresh leaves it, and a boot does not know of it.
-fn cut_off_by_element(why: Failure, world: &mut World) -> Result<Exit, Failure> {
+fn cut_off_by_element(why: Failure, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     let for_ever = Elements::from([(vec![0; 4], Element::default())]);
+    let mut has_set = true;
     let added = change(world.kernel, |there| {
-        let (def, elements) = there.sets.get(QUARANTINED_HOST)?;
-        (!elements.values().any(|element| element.timeout_ms.is_none()))
-            .then(|| vec![Op::AddElements { set: def.clone(), elements: for_ever.clone() }])
+        let Some((def, elements)) = there.sets.get(QUARANTINED_HOST) else {
+            has_set = false;
+            return None;
+        };
+        let add = || Op::AddElements { set: def.clone(), elements: for_ever.clone() };
+        match elements.values().next() {
+            Some(element) if element.timeout_ms.is_none() => None,
+            // Before 6.12 an element that is there keeps its time; added first, it is there to be deleted, whenever it ends.
+            Some(_) => Some(vec![add(), Op::DeleteElements { set: def.clone(), elements: for_ever.clone() }, add()]),
+            None => Some(vec![add()]),
+        }
     });
+    if has_set && matches!(added, Ok(Changed::Done(_))) {
+        // Where the disk takes it; it is the lock that may be missing, and the kernel that counts.
+        book(Kind::Cut { evidence: None }, world, &mut output.quiet());
+    }
     match added {
+        _ if !has_set => Err(Failure {
+            message: format!("{}; the rules that are loaded know no set of who is cut off, and the host is NOT cut off", why.message),
+            ..why
+        }),
         Ok(Changed::NoTable) | Err(_) => Err(Failure { message: format!("{}; the host is NOT cut off", why.message), ..why }),
         Ok(Changed::Nothing | Changed::Done(_)) => Err(Failure::refused(
             format!("{}; the kernel has cut the host off all the same, but a boot would not know of it", why.message),
@@ -328,7 +347,7 @@ enum Changed {
 }
 
 /// Changes elements; again when somebody else interferes or an element has ended meanwhile.
-fn change(kernel: &mut dyn Kernel, ops: impl Fn(&TableDump) -> Option<Vec<Op>>) -> Result<Changed, Failure> {
+fn change(kernel: &mut dyn Kernel, mut ops: impl FnMut(&TableDump) -> Option<Vec<Op>>) -> Result<Changed, Failure> {
     let mut last = Failure::from(KernelError::Interfered);
     for _ in 0..ATTEMPTS {
         let (generation, there) = kernel.observe(Depth::Everything)?;

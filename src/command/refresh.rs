@@ -98,14 +98,10 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     // ORDER: before anything is put right: what a trial has changed is no drift.
     if backend == Backend::Nftables && state::trial::trial(world.files).is_some() {
         world.files.lock("refresh")?;
-        match trial::settle(world, output)? {
-            Found::Running(trial) => {
-                harvest::harvest(world, output);
-                return on_trial(arguments, &trial, world.host, output);
-            }
-            Found::Ended { is_applied: false } => return Ok(Exit::Done),
-            Found::Ended { .. } | Found::Nothing => world.files.unlock(),
+        if let Some(exit) = settled(arguments, world, output)? {
+            return Ok(exit);
         }
+        world.files.unlock();
     }
     // ORDER: first what is known without DNS: a host whose rules are gone is not left open while nobody answers.
     let put_back = match arguments.repair && backend == Backend::Nftables {
@@ -115,6 +111,10 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     // ORDER: the lock after DNS was waited for: a policy that is applied in a hurry is not kept waiting by a timer.
     let asked = Asked::ahead(world, output);
     world.files.lock("refresh")?;
+    // One may have begun while DNS was waited for.
+    if let Some(exit) = settled(arguments, world, output)? {
+        return Ok(exit);
+    }
     if handover::held_by(world) == Backend::Iptables {
         return handover::refresh::refresh(arguments, asked, begun, world, output);
     }
@@ -167,6 +167,18 @@ pub fn refresh(arguments: &RefreshArguments, world: &mut World, output: &mut Out
     revocation.unwrap_or_default().conclude(exit)
 }
 
+/// What a trial leaves to be done: nothing while it goes on, and where nothing was applied before it. The lock is held.
+fn settled(arguments: &RefreshArguments, world: &mut World, output: &mut Output) -> Result<Option<Exit>, Failure> {
+    Ok(match trial::settle(world, output)? {
+        Found::Running(trial) => {
+            harvest::harvest(world, output);
+            Some(on_trial(arguments, &trial, world.host, output)?)
+        }
+        Found::Ended { is_applied: false } => Some(Exit::Done),
+        Found::Ended { .. } | Found::Nothing => None,
+    })
+}
+
 /// Says that nothing is refreshed while a policy is on trial.
 fn on_trial(arguments: &RefreshArguments, trial: &Trial, host: &dyn Host, output: &mut Output) -> Result<Exit, Failure> {
     let left = trial.left(host);
@@ -197,6 +209,11 @@ fn put_back(world: &mut World, output: &mut Output) -> Result<Plan, Failure> {
         // What `restore` does needs no lock, and nothing written.
         Err(_) if there.is_none() => return restore::restore(world, output).map(|_| Plan::default()),
         locked => locked?,
+    }
+    if trial::running(world).is_some() {
+        // It has begun since the kernel was looked at.
+        world.files.unlock();
+        return nothing;
     }
     if there.is_some() {
         harvest::harvest(world, output);

@@ -78,6 +78,8 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
     let last = state::last_refresh(world.files);
     let saved = expected.as_ref().map(|expected| &expected.saved);
     let tried = trial::running(world);
+    // The kernel has fallen back, and both are there until somebody clears it away.
+    let has_ended = tried.is_none() && there_is_a_trial(identity.as_ref(), world);
     let pins = expected.as_ref().map(|expected| shown(&expected.pins, &counted, now)).unwrap_or_default();
     let every = expected.as_ref().map(|expected| expected.policy.refresh.every);
     let unresolved: Vec<String> =
@@ -91,6 +93,8 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
     }
     let defeated = expected.as_ref().map(|expected| defeated(&expected.policy, world)).unwrap_or_default();
     let healthy = identity.is_some() && is_whole && !is_forgotten && drift.is_empty() && defeated.is_empty() && unresolved.is_empty();
+    // Where a trial has fallen back to nothing, nothing is filtered, whatever the table says.
+    let healthy = healthy && !(has_ended && expected.is_none());
     if arguments.json {
         output.json(&json!({
             "schema": "egressguard.status/1",
@@ -123,9 +127,14 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
     if let Some(trial) = &tried {
         let left = trial.left(world.host).seconds();
         output.say(&format!(
-            "on trial    {} (generation {}): {left} s left, then the above counts; `egressguard confirm` keeps it",
-            trial.policy, trial.generation
+            "on trial    {} (generation {}): {left} s left, then {}; `egressguard confirm` keeps it",
+            trial.policy,
+            trial.generation,
+            trial::then_words(trial.then)
         ))?;
+    }
+    if has_ended {
+        output.say("on trial    no longer: what was there before counts, and the next refresh clears the rest away")?;
     }
     if backend == Backend::Iptables {
         output.say("backend     iptables, ip6tables and ipset")?;
@@ -146,6 +155,11 @@ pub fn status(arguments: &StatusArguments, world: &mut World, output: &mut Outpu
         output.say(&line)?;
     }
     Ok(if healthy { Exit::Done } else { Exit::No })
+}
+
+/// Whether there are rules of a trial that is remembered.
+fn there_is_a_trial(identity: Option<&Identity>, world: &World) -> bool {
+    identity.is_some() && state::trial::trial(world.files).is_some_and(|trial| trial.is_here(world.host))
 }
 
 /// What was saved, and what the packet filter should hold of it.

@@ -71,7 +71,7 @@ pub fn suggest(arguments: &SuggestArguments, world: &mut World, output: &mut Out
     }
     if arguments.json {
         output.json(&value(&suggestion, &report, &saved, &base, &text))?;
-    } else if let Some(path) = &arguments.output {
+    } else if let Some(path) = arguments.output.as_ref().filter(|path| *path != "-") {
         world.documents.write(path, text.as_bytes())?;
         output.say(&format!("{path}: {}", summary(&suggestion)))?;
         output.say(&format!("read it, then see what it changes: egressguard diff {} {path}", saved.record.file))?;

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::time::Timestamp;
+use crate::ruleset::compile::QUARANTINED_HOST;
 use crate::ruleset::field::Field;
 use crate::ruleset::program::{KeyType, SetDef};
 use crate::ruleset::rule::{Action, Operator, Rule, Statement, in_set};
@@ -21,6 +22,7 @@ const BEFORE: &str = "before_";
 /// The new rules until this time, and those from before after it; nothing from before: then everything passes again. Where both have
 /// the same set it is one: so nothing that was counted or cut off is forgotten, in either direction.
 pub fn on_trial(new: Ruleset, before: Option<Ruleset>, until: Timestamp) -> Ruleset {
+    let is_first = before.is_none();
     let identity = match &before {
         Some(before) => before.identity.clone(),
         // Nobody takes it for a generation that was applied.
@@ -45,12 +47,14 @@ pub fn on_trial(new: Ruleset, before: Option<Ruleset>, until: Timestamp) -> Rule
         chain.rules.push(Rule::new("policy", vec![], vec![], last));
         let hook = base.hook.keyword();
         let entry = bases.entry(hook.to_string()).or_insert_with(|| {
+            // Where nothing was there before, whoever is cut off meanwhile stays so: only the new rules know how.
+            let cut = Rule::new(TRIAL, vec![in_set(Field::Everybody, QUARANTINED_HOST)], vec![], Action::Goto(format!("trial_{hook}")));
             let otherwise = Rule::new(TRIAL, vec![], vec![], Action::Accept);
             let def = crate::ruleset::program::ChainDef {
                 name: hook.to_string(),
                 base: Some(crate::ruleset::program::Base { accepts: false, ..base.clone() }),
             };
-            Chain { def, rules: vec![otherwise] }
+            Chain { def, rules: if is_first { vec![cut, otherwise] } else { vec![otherwise] } }
         });
         let name = format!("{prefix}{hook}");
         match prefix {

@@ -23,14 +23,28 @@ pub struct Trial {
     namespace: String,
     /// Until when, in seconds that this boot was awake: the clock that the kernel's timeouts go by.
     until: u64,
+    /// What counts when it is over.
+    pub then: Then,
     /// The connections that were there before it, as peer and own end: that one of them goes on says nothing about the rules on trial.
     pub older: Vec<(SocketAddr, SocketAddr)>,
 }
 
+/// What counts when a trial is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Then {
+    /// The generation to restore.
+    Applied(u64),
+    /// Lockdown, which a boot with nothing saved has loaded.
+    Lockdown,
+    /// Nothing: everything passes.
+    Nothing,
+}
+
 impl Trial {
     /// A trial of this generation from now on.
-    pub fn begun(generation: u64, policy: String, lasts: Period, older: Vec<(SocketAddr, SocketAddr)>, host: &dyn Host) -> Trial {
-        Trial { generation, policy, namespace: host.namespace(), until: awake(host) + lasts.seconds(), older }
+    pub fn begun(generation: u64, policy: String, lasts: Period, then: Then, host: &dyn Host) -> Trial {
+        Trial { generation, policy, namespace: host.namespace(), until: awake(host) + lasts.seconds(), then, older: Vec::new() }
     }
 
     /// How long it still goes on by the clock; nothing once it is over, and in another boot or namespace.

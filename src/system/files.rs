@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -216,6 +216,7 @@ impl Documents for NamedDocuments {
         if path == "-" {
             return io::stdout().lock().write_all(content).map_err(|error| explain("write", Path::new(path), &error));
         }
+        refuse_planted_link(Path::new(path))?;
         // A link stays one, and what it leads to is written.
         let place = fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
         match fs::metadata(&place) {
@@ -230,6 +231,18 @@ impl Documents for NamedDocuments {
 
     fn at_revision(&self, path: &str, revision: &str) -> Result<Vec<u8>, RevisionError> {
         git::show(path, revision)
+    }
+}
+
+/// A link in a directory that everybody may write to can be somebody's trap for root (see protected_symlinks in proc_sys_fs(5)).
+fn refuse_planted_link(path: &Path) -> Result<(), FileError> {
+    let Ok(link) = fs::symlink_metadata(path) else { return Ok(()) };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let is_everybodys = fs::metadata(parent).is_ok_and(|parent| parent.mode() & 0o002 != 0);
+    let is_ours = link.uid() == nix::unistd::geteuid().as_raw();
+    match link.is_symlink() && is_everybodys && !is_ours {
+        true => Err(FileError::Denied(format!("`{}` is somebody else's link, in a directory that everybody may write to", path.display()))),
+        false => Ok(()),
     }
 }
 

@@ -201,6 +201,8 @@ impl Gathering {
             // Who asks about one user or place is told of the host all the same.
             "cut" | "release" => {
                 match (&*line.kind, line.uid, self.cut_off.last_mut()) {
+                    // One that was begun again had no end that was written down.
+                    ("cut", _, Some((_, None))) => {}
                     // It is written down a moment after it is done.
                     ("cut", ..) => self.cut_off.push((Timestamp(line.at.0.saturating_sub(MOMENT)), None)),
                     (_, None, Some((_, end @ None))) => *end = Some(line.at),

@@ -219,7 +219,7 @@ fn child_of(parent: u32) -> Option<String> {
     let processes = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     processes.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).find(|pid| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        status.contains(&format!("\nPPid:\t{parent}\n")) && status.starts_with("Name:\tsystemd\n") && status.contains("\t1\n")
+        status.contains(&format!("\nPPid:\t{parent}\n")) && status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"))
     })
 }
 
