@@ -293,7 +293,8 @@ impl Gathering {
         if row.at <= Some(last) {
             row.at = Some(last);
             let keep = |slot: &mut Option<String>, found: Option<&str>| {
-                if let Some(found) = found {
+                // Most records say what the one before said.
+                if let Some(found) = found.filter(|found| slot.as_deref() != Some(found)) {
                     *slot = Some(found.to_string());
                 }
             };
