@@ -1,5 +1,7 @@
 //! `verify`: whether the kernel holds what was applied, each difference by name, and what else stands in the way of packets.
 
+use std::mem::ManuallyDrop;
+
 use serde_json::{Value, json};
 
 use crate::command::arguments::VerifyArguments;
@@ -20,14 +22,16 @@ pub fn verify(arguments: &VerifyArguments, world: &mut World, output: &mut Outpu
     let Current::Generation(generation) = state::current(world.files)? else { return Err(nothing()) };
     let saved = state::load(world.files, generation)?.ok_or_else(nothing)?;
     let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
-    let meant = trial::meant(enforce::earlier_rules(&saved, &policy, world.host), world, output);
+    // The process ends with this answer: what is large is not given back element by element before that.
+    let saved = ManuallyDrop::new(saved);
+    let meant = ManuallyDrop::new(trial::meant(enforce::earlier_rules(&saved, &policy, world.host), world, output));
     let backend = handover::held_by(world);
     let mut look = || -> Result<Vec<Difference>, Failure> {
         if backend == Backend::Iptables {
             let words = handover::differences(&meant, &saved.record.facts(&world.host.clock()), world.host.now(), world.programs)?;
             return Ok(words.into_iter().map(|words| Difference { what: "iptables", rule: None, line: None, words }).collect());
         }
-        let (_, there) = world.kernel.observe(Depth::Pins)?;
+        let there = ManuallyDrop::new(world.kernel.observe(Depth::Pins)?.1);
         // ORDER: the clock after the kernel, whose answer says how long elements have left now.
         Ok(drift(there.as_ref(), &meant, &policy, world.host.now()))
     };
