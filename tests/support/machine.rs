@@ -39,6 +39,10 @@ pub fn impossible() -> Option<String> {
     if !nix::unistd::geteuid().is_root() || fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.contains("4294967295")) {
         return Some("a machine that boots needs root outside of any user namespace".to_string());
     }
+    let groups = ["/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"];
+    if !groups.iter().any(|place| nix::unistd::access(*place, nix::unistd::AccessFlags::W_OK).is_ok()) {
+        return Some("a machine that boots needs control groups that can be written to".to_string());
+    }
     match Command::new("systemd-nspawn").arg("--version").stdout(Stdio::null()).status() {
         Ok(status) if status.success() => None,
         _ => Some("a machine that boots needs the package systemd-container".to_string()),
