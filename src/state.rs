@@ -263,6 +263,11 @@ pub fn current(files: &dyn Files) -> Result<Current, StateError> {
     }
 }
 
+/// Whether this generation is the one to restore.
+pub fn is_current(files: &dyn Files, generation: u64) -> bool {
+    matches!(current(files), Ok(Current::Generation(current)) if current == generation)
+}
+
 /// Which packet filter holds the generation to restore, or held the last one; the default one where that is not known.
 pub fn backend(files: &dyn Files) -> Backend {
     let generation = match current(files) {
@@ -298,6 +303,14 @@ pub fn load(files: &dyn Files, generation: u64) -> Result<Option<Saved>, StateEr
     let pins = files.read(&pins_name)?.ok_or_else(|| StateError::Damaged(pins_name.clone(), "it is missing".to_string()))?;
     let pins = read_pins(&pins).map_err(|why| StateError::Damaged(pins_name, why))?;
     Ok(Some(Saved { pins, ..saved }))
+}
+
+/// Reads one generation, without its pins where those are damaged: DNS can say again what they were.
+pub fn load_with_or_without_pins(files: &dyn Files, generation: u64) -> Result<Option<Saved>, StateError> {
+    match load(files, generation) {
+        Err(StateError::Damaged(..)) => load_without_pins(files, generation),
+        loaded => loaded,
+    }
 }
 
 /// Reads one generation whose pins may be damaged, and gives it none; `None` when it is not there.
@@ -360,7 +373,7 @@ pub fn adopt(files: &mut dyn Files, generation: u64) -> Result<(), StateError> {
 
 /// Removes a generation that never came to the kernel.
 pub fn discard(files: &mut dyn Files, generation: u64) {
-    if matches!(current(files), Ok(Current::Generation(current)) if current == generation) {
+    if is_current(files, generation) {
         return;
     }
     // ORDER: the record first, so that no half of a generation is taken for one. What cannot be removed is never referred to.

@@ -308,7 +308,7 @@ pub fn ask_again(
         output.warn(&format!("{error}: the next refresh loads what DNS says now"));
         return None;
     }
-    if !matches!(state::current(world.files), Ok(Current::Generation(current)) if current == generation) {
+    if !state::is_current(world.files, generation) {
         return None;
     }
     let now = world.host.clock();

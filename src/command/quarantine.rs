@@ -21,7 +21,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, QUARANTINED_HOST, QUARANTINED_USERS, compile};
 use crate::ruleset::program::{Element, Elements, GenerationId, Op, TableDump};
 use crate::state::books::{Care, LEDGER, Writer};
-use crate::state::{self, Backend, Current, Saved, StateError};
+use crate::state::{self, Backend, Current, Saved};
 use crate::violation::record::Kind;
 use crate::world::{Depth, FileError, Host, Kernel, KernelError, World};
 
@@ -57,12 +57,8 @@ struct Applied {
 fn applied(world: &World, output: &mut Output) -> Result<Applied, Failure> {
     let nothing = || Failure::refused("no policy is applied here", "`egressguard apply builtin:lockdown` closes everything but loopback");
     let Current::Generation(generation) = state::current(world.files)? else { return Err(nothing()) };
-    let saved = match state::load(world.files, generation) {
-        // Nobody who is cut off needs pins; the first refresh after that asks for them.
-        Err(StateError::Damaged(..)) => state::load_without_pins(world.files, generation)?,
-        loaded => loaded?,
-    };
-    let saved = saved.ok_or_else(nothing)?;
+    // Nobody who is cut off needs pins; the first refresh after that asks for them.
+    let saved = state::load_with_or_without_pins(world.files, generation)?.ok_or_else(nothing)?;
     let source = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?;
     let pins = enforce::earlier_pins(&saved, &source.policy, world.host);
     Ok(Applied { source, saved, pins })

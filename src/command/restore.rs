@@ -115,13 +115,17 @@ fn saved(generation: u64, world: &World, output: &mut Output) -> Result<Restored
 }
 
 fn lockdown(complaint: Option<String>, output: &mut Output) -> Result<Restored, Failure> {
-    let name = "builtin:lockdown";
-    let content = crate::policy::builtin("lockdown").unwrap_or_default().as_bytes().to_vec();
-    let policy = parse(name, content, output)?;
+    let policy = lockdown_policy(output)?;
     if complaint.is_none() {
         output.warn("no policy was ever applied here: loading lockdown");
     }
     Ok(Restored { policy, pins: Pins::default(), facts: Facts::default(), generation: 0, complaint })
+}
+
+/// The policy of lockdown.
+pub fn lockdown_policy(output: &mut Output) -> Result<Policy, Failure> {
+    let content = crate::policy::builtin("lockdown").unwrap_or_default().as_bytes().to_vec();
+    parse("builtin:lockdown", content, output)
 }
 
 fn parse(name: &str, content: Vec<u8>, output: &mut Output) -> Result<Policy, Failure> {

@@ -12,7 +12,7 @@ use crate::base::time::Period;
 use crate::command::arguments::{ApplyArguments, ConfirmArguments, RollbackArguments};
 use crate::command::enforce::{self, Committed};
 use crate::command::source::{self, Source};
-use crate::command::{Exit, Failure, Output, apply, harvest, quarantine, remove, revoke};
+use crate::command::{Exit, Failure, Output, apply, harvest, quarantine, remove, restore, revoke};
 use crate::judge::plan::Plan;
 use crate::pins::{self, Confirmation, What};
 use crate::policy::Mode;
@@ -20,7 +20,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::compile::{Facts, compile};
 use crate::ruleset::trial::{TRIAL, on_trial};
 use crate::state::trial::{Then, Trial, forget_trial, save_trial, trial};
-use crate::state::{self, Backend, Current, Record, Saved, StateError};
+use crate::state::{self, Backend, Current, Record, Saved};
 use crate::world::{Depth, World};
 
 /// The shortest and the longest trial: what a person can do in, and what nobody forgets.
@@ -235,20 +235,15 @@ fn before(world: &mut World, output: &mut Output) -> Result<Before, Failure> {
 }
 
 fn lockdown(output: &mut Output) -> Result<Before, Failure> {
-    let content = crate::policy::builtin("lockdown").unwrap_or_default().as_bytes().to_vec();
-    let policy = source::parse("builtin:lockdown", content, &mut output.quiet())?.policy;
+    let policy = restore::lockdown_policy(output)?;
     Ok(Before::Lockdown(Box::new(compile(&policy, &Default::default(), &Facts::default(), 0).loadable())))
 }
 
 fn applied(generation: u64, world: &World, output: &mut Output) -> Result<Before, Failure> {
     let missing =
         || Failure::refused(format!("generation {generation}, which a trial would fall back to, is missing"), "apply without `--confirm`");
-    let saved = match state::load(world.files, generation) {
-        // Its names are asked for by the refresh that finds it damaged.
-        Err(StateError::Damaged(..)) => state::load_without_pins(world.files, generation)?,
-        loaded => loaded?,
-    };
-    let saved = saved.ok_or_else(missing)?;
+    // Names whose pins are damaged are asked for by the refresh that finds that.
+    let saved = state::load_with_or_without_pins(world.files, generation)?.ok_or_else(missing)?;
     let policy = source::parse(&saved.record.file, saved.policy.clone(), &mut output.quiet())?.policy;
     let rules = Box::new(enforce::earlier_rules(&saved, &policy, world.host));
     Ok(Before::Applied { name: policy.name.to_string(), generation, rules })
@@ -257,12 +252,18 @@ fn applied(generation: u64, world: &World, output: &mut Output) -> Result<Before
 /// The trial that goes on: it is remembered, its time is not over, and the kernel holds its gate.
 pub fn running(world: &mut World) -> Option<Trial> {
     let found = trial(world.files)?;
-    let is_open = match gate(world) {
+    let gate = gate(world);
+    goes_on(&found, gate, world).then_some(found)
+}
+
+/// Whether a trial goes on, with what the kernel holds of one.
+fn goes_on(found: &Trial, gate: Gate, world: &World) -> bool {
+    let is_open = match gate {
         Gate::Open(generation) => generation == found.generation,
         Gate::Unknown => true,
         Gate::Closed | Gate::None => false,
     };
-    (found.left(world.host).seconds() > 0 && is_open).then_some(found)
+    is_open && found.left(world.host).seconds() > 0
 }
 
 /// What the kernel holds of a trial.
@@ -354,8 +355,8 @@ pub fn confirm(arguments: &ConfirmArguments, world: &mut World, output: &mut Out
 /// Runs `rollback`.
 pub fn rollback(arguments: &RollbackArguments, world: &mut World, output: &mut Output) -> Result<Exit, Failure> {
     world.files.lock("rollback")?;
-    let is_current = |trial: &Trial| matches!(state::current(world.files), Ok(Current::Generation(current)) if current == trial.generation);
-    let found = trial(world.files).filter(|trial| trial.is_here(world.host) && !is_current(trial));
+    let is_tried = |trial: &Trial| trial.is_here(world.host) && !state::is_current(world.files, trial.generation);
+    let found = trial(world.files).filter(is_tried);
     let Some(found) = found.filter(|_| gate(world) != Gate::None) else { return Err(over(world)) };
     fall_back(&found, arguments.json, world, output)
 }
@@ -448,14 +449,15 @@ pub enum Found {
 /// is held.
 pub fn settle(world: &mut World, output: &mut Output) -> Result<Found, Failure> {
     let Some(found) = trial(world.files) else { return Ok(Found::Nothing) };
-    let was_confirmed = matches!(state::current(world.files), Ok(Current::Generation(current)) if current == found.generation);
+    let was_confirmed = state::is_current(world.files, found.generation);
     // Rules without a gate are nobody's trial: an apply or a cut came over it, and what it has loaded counts.
-    if !found.is_here(world.host) || was_confirmed || gate(world) == Gate::None {
+    let gate = gate(world);
+    if !found.is_here(world.host) || was_confirmed || gate == Gate::None {
         forget_trial(world.files);
         return Ok(Found::Nothing);
     }
-    if let Some(running) = running(world) {
-        return Ok(Found::Running(running));
+    if goes_on(&found, gate, world) {
+        return Ok(Found::Running(found));
     }
     output.warn(&format!("nobody confirmed policy `{}` (generation {}): what was there before counts", found.policy, found.generation));
     fall_back(&found, false, world, &mut output.quiet())?;
